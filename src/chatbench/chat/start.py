@@ -1,0 +1,54 @@
+"""chat: a conversation, one reply, or a stream of them, by what stdin and stdout are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from chatbench import console
+from chatbench.chat.pipe import JsonLines, continue_text, reply_once
+from chatbench.chat.session import ChatSession
+from chatbench.errors import UsageError
+from chatbench.model.device import pick_device
+from chatbench.model.folder import open_model
+from chatbench.settings import ChatSettings
+
+
+def chat(settings: ChatSettings) -> int:
+    """Run the verb; returns the exit code."""
+    prompt = None if settings.jsonl else _prompt(settings)
+    opened = open_model(Path(settings.model), pick_device(settings.device))
+    if settings.jsonl:
+        lines = JsonLines(
+            opened, settings.sampling, settings.system,
+            raw=settings.raw, batch_size=settings.batch_size,
+        )  # fmt: skip
+        return lines.run(sys.stdin.fileno())
+    if prompt is not None and settings.raw:
+        return continue_text(opened, settings.sampling, prompt)
+    session = ChatSession(opened, settings.sampling, settings.system)
+    if prompt is not None:
+        return reply_once(session, prompt)
+    from chatbench.chat.repl import repl
+
+    return repl(session, keep_history=settings.history)
+
+
+def _prompt(settings: ChatSettings) -> str | None:
+    """-p and piped text, joined; None for a conversation. Raises UsageError."""
+    given = settings.prompt if settings.prompt != "-" else None
+    piped = None if console.stdin_is_terminal() else _read_stdin()
+    parts = [part for part in (given, piped) if part and part.strip()]
+    if parts:
+        return "\n\n".join(parts)
+    if not console.stdin_is_terminal() or settings.raw:
+        raise UsageError("there is no text to answer", hint="give -p TEXT or pipe text in")
+    if not console.stdout_is_terminal():
+        raise UsageError("a conversation needs a terminal", hint="give -p TEXT or pipe text in")
+    return None
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        return ""
+    return sys.stdin.buffer.read().decode("utf-8", errors="replace")

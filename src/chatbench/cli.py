@@ -1,0 +1,153 @@
+"""The verbs: parse, call one function, print. Heavy imports stay inside the bodies."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from chatbench import __version__, console
+from chatbench.errors import EnvironmentFault, ExitCode, UserError
+from chatbench.flags import CONTEXT, settings_command
+from chatbench.settings import (
+    ChatSettings,
+    DemoSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    PreprocessSettings,
+    PretrainSettings,
+)
+
+app = typer.Typer(
+    help="Turn your own text and dialogues into a chatbot that you own.\n\n"
+    "preprocess → pretrain → finetune → evaluate → chat; start with: chatbench demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=CONTEXT,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.emit(f"chatbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+@settings_command(
+    app, DemoSettings, name="demo",
+    help="All five steps on a small bundled corpus, then a chat. Without a terminal: three answers.",
+)  # fmt: skip
+def demo(settings: DemoSettings) -> None:
+    from chatbench.demo.show import demo
+
+    demo(settings)
+
+
+@settings_command(
+    app, PreprocessSettings, name="preprocess", positional="inputs",
+    help="Turn text and dialogues (.txt, .md, .jsonl, folders) into a corpus folder.",
+    epilog="Example: chatbench preprocess books/ chats.jsonl -o corpus --vocab-size 8192",
+)  # fmt: skip
+def preprocess(settings: PreprocessSettings) -> None:
+    from chatbench.corpus.build import preprocess
+
+    console.emit(str(preprocess(settings)))
+
+
+@settings_command(
+    app, PretrainSettings, name="pretrain", resumable=True,
+    help="Train a model from nothing on a corpus folder. Prints the run folder.",
+    epilog="Example: chatbench pretrain -d corpus -o runs/base --minutes 10",
+)  # fmt: skip
+def pretrain(settings: PretrainSettings) -> None:
+    from chatbench.train.recipes import pretrain
+
+    console.emit(str(pretrain(settings)))
+
+
+@settings_command(
+    app, FinetuneSettings, name="finetune", resumable=True,
+    help="Train a model further on dialogues. Prints the run folder.",
+    epilog="Example: chatbench finetune -m runs/base -d chats.jsonl -o runs/bot --epochs 3",
+)  # fmt: skip
+def finetune(settings: FinetuneSettings) -> None:
+    from chatbench.train.recipes import finetune
+
+    console.emit(str(finetune(settings)))
+
+
+@settings_command(
+    app, EvaluateSettings, name="evaluate",
+    help="Judge a model by likelihood and by its replies. Prints the scores.",
+    epilog="Example: chatbench evaluate -m runs/bot -d questions.jsonl --json",
+)  # fmt: skip
+def evaluate(settings: EvaluateSettings) -> None:
+    from chatbench.evaluate.run import evaluate, show
+
+    show(evaluate(settings), as_json=settings.json)
+
+
+@settings_command(
+    app, ChatSettings, name="chat",
+    help="Talk to a model: a conversation on a terminal, one reply for -p or piped text.",
+    epilog="Examples: chatbench chat -m runs/bot · echo 'When do you open?' | chatbench chat -m"
+    " runs/bot · chatbench chat -m runs/bot --jsonl < questions.jsonl",
+)  # fmt: skip
+def chat(settings: ChatSettings) -> None:
+    from chatbench.chat.start import chat
+
+    raise typer.Exit(chat(settings))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """The whole program: exit code of `arguments`, one line for each user's mistake."""
+    return _guarded(lambda: app(arguments, standalone_mode=False))
+
+
+def _guarded(call: Callable[[], object]) -> int:
+    try:
+        result = call()
+    except UserError as error:
+        console.fail(str(error))
+        return error.exit_code
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        console.say("interrupted")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        console.silence_stdout()
+        return ExitCode.BROKEN_PIPE
+    except MemoryError as error:
+        console.fail(f"not enough memory: {error}; lower the batch or the model's size")
+        return ExitCode.ENVIRONMENT
+    except Exception as error:
+        return _explain(error)
+    return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _explain(error: Exception) -> int:
+    """Usage errors of the command line, and what the operating system refuses."""
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        console.fail(error.format_message())
+        return int(error.exit_code)
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
+        console.fail(str(EnvironmentFault(f"{error.strerror}: {error.filename or 'output'}")))
+        return ExitCode.ENVIRONMENT
+    raise error
+
+
+_ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+                       errno.EMFILE, errno.ENOTDIR, errno.ENAMETOOLONG)  # fmt: skip

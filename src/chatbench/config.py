@@ -1,0 +1,219 @@
+"""Settings from flags, environment, file and defaults, each value knowing where it came from."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from chatbench.errors import UsageError, did_you_mean
+from chatbench.storage import write_file
+
+S = TypeVar("S", bound=msgspec.Struct)
+ENVIRONMENT_PREFIX = "CHATBENCH_"
+
+
+class Leaf(msgspec.Struct, frozen=True):
+    """One setting: its dotted key, its declared type, what it says about itself."""
+
+    key: str
+    annotation: Any
+    default: Any
+
+    @property
+    def name(self) -> str:
+        return self.key.rsplit(".", 1)[-1]
+
+    @property
+    def _declared(self) -> Any:
+        """The annotation without `| None`."""
+        arguments = typing.get_args(self.annotation)
+        if type(None) in arguments:
+            return next(a for a in arguments if a is not type(None))
+        return self.annotation
+
+    @property
+    def meta(self) -> msgspec.Meta | None:
+        extras = getattr(self._declared, "__metadata__", ())
+        return next((e for e in extras if isinstance(e, msgspec.Meta)), None)
+
+    @property
+    def plain_type(self) -> Any:
+        """The type without None and without Annotated."""
+        declared = self._declared
+        if typing.get_origin(declared) is typing.Annotated:
+            return typing.get_args(declared)[0]
+        return declared
+
+
+class Resolved(msgspec.Struct, Generic[S]):
+    settings: S
+    sources: dict[str, str]
+
+
+def leaves(settings_type: type[msgspec.Struct], prefix: str = "") -> Iterator[Leaf]:
+    """Every setting of a (nested) settings struct, in the order of its text."""
+    hints = typing.get_type_hints(settings_type, include_extras=True)
+    for field in msgspec.structs.fields(settings_type):
+        annotation = hints[field.name]
+        if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+            yield from leaves(annotation, f"{prefix}{field.name}.")
+            continue
+        default = field.default
+        if default is msgspec.NODEFAULT and field.default_factory is not msgspec.NODEFAULT:
+            default = field.default_factory()
+        yield Leaf(prefix + field.name, annotation, default)
+
+
+def resolve(
+    settings_type: type[S],
+    *,
+    flags: Mapping[str, Any] | None = None,
+    config_file: Path | None = None,
+    overrides: list[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Resolved[S]:
+    """Flag (or --set) over environment over file over default. Raises UsageError."""
+    known = {leaf.key: leaf for leaf in leaves(settings_type)}
+    values: dict[str, Any] = {}
+    sources = dict.fromkeys(known, "default")
+
+    def take(entries: Mapping[str, Any], source: str) -> None:
+        for key, value in entries.items():
+            if key not in known:
+                raise UsageError(
+                    f"unknown setting {key} in {source}", hint=did_you_mean(key, list(known))
+                )
+            values[key] = value
+            sources[key] = source
+
+    if config_file is not None:
+        take(_flatten(_read_toml(config_file)), str(config_file))
+    take(_from_environment(known, os.environ if environ is None else environ), "environment")
+    take(_from_overrides(known, overrides or []), "--set")
+    take({key: value for key, value in (flags or {}).items() if value is not None}, "flag")
+    return Resolved(_build(settings_type, values, sources), sources)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist", hint="give -c the path of a TOML file") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder, not a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def environment_name(key: str) -> str:
+    """`optim.learning_rate` → `CHATBENCH_OPTIM_LEARNING_RATE`."""
+    return ENVIRONMENT_PREFIX + key.replace(".", "_").upper()
+
+
+def _from_environment(known: Mapping[str, Leaf], environ: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        key: _parse_value(leaf, environ[environment_name(key)])
+        for key, leaf in known.items()
+        if environment_name(key) in environ
+    }
+
+
+def _from_overrides(known: Mapping[str, Leaf], overrides: list[str]) -> dict[str, Any]:
+    parsed = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals:
+            raise UsageError(f"--set {text} has no '='", hint="write --set key=value")
+        parsed[key] = _parse_value(known[key], value.strip()) if key in known else value
+    return parsed
+
+
+def _parse_value(leaf: Leaf, text: str) -> Any:
+    if leaf.plain_type is str or typing.get_origin(leaf.plain_type) is typing.Literal:
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _build(settings_type: type[S], values: Mapping[str, Any], sources: Mapping[str, str]) -> S:
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = value
+    try:
+        return msgspec.convert(tree, settings_type, strict=False)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        if message.startswith("Object missing required field"):
+            name = message.split("`")[1]
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{name} is not given", hint=f"add {flag} (see --help)") from None
+        key = path.rstrip("`").split("[")[0]
+        where = f" (from {sources[key]})" if key in sources else ""
+        raise UsageError(f"setting {key}{where}: {message}, got {values.get(key)!r}") from None
+
+
+def to_toml(settings: msgspec.Struct, sources: Mapping[str, str] | None = None) -> str:
+    """The settings as TOML that `resolve` reads back; with `sources`, each value says its own.
+
+    Settings that are not set (None) are left out, or shown as comments beside their source.
+    """
+    import tomli_w
+
+    sections: dict[str, list[str]] = {}
+    for leaf in leaves(type(settings)):
+        value: Any = settings
+        for part in leaf.key.split("."):
+            value = getattr(value, part)
+        section = leaf.key.rpartition(".")[0]
+        line = (
+            f"# {leaf.name} = (not set)"
+            if value is None
+            else tomli_w.dumps({leaf.name: value}).rstrip("\n")
+        )
+        if sources is not None:
+            line += f"  # {sources[leaf.key]}"
+        elif value is None:
+            continue
+        sections.setdefault(section, []).append(line)
+    blocks = [
+        "\n".join(([f"[{name}]"] if name else []) + lines) for name, lines in sections.items()
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def save_toml(settings: msgspec.Struct, path: Path) -> None:
+    """Write the resolved settings where a later `-c` can read them."""
+    write_file(path, to_toml(settings).encode())
+
+
+def differing_keys(one: msgspec.Struct, other: msgspec.Struct) -> dict[str, tuple[Any, Any]]:
+    """Settings of the same type that differ, by key."""
+
+    def flat(settings: msgspec.Struct) -> dict[str, Any]:
+        return _flatten(msgspec.to_builtins(settings))
+
+    left, right = flat(one), flat(other)
+    return {key: (left[key], right[key]) for key in left if left[key] != right[key]}

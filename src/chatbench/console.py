@@ -1,0 +1,155 @@
+"""stdout carries data, stderr speaks to people, and neither ever carries a control sequence of a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_LINE_SECONDS = 10.0
+
+# Unicode 16, general categories Cc and Cf that change how following text is drawn.
+_BIDI = frozenset(
+    map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+)
+_KEPT = frozenset("\n\t")
+
+
+def visible(text: str) -> str:
+    """`text` with every control character drawn instead of obeyed; newline and tab stay.
+
+    C0 becomes its control picture (ESC is shown as ␛), C1, bidirectional overrides and line
+    separators become `\\x9b` or `\\u202e`. Safe at any split: no state is carried between calls.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_visible_character(c) for c in text)
+
+
+def _visible_character(c: str) -> str:
+    if c in _KEPT:
+        return c
+    code = ord(c)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    if c in _BIDI or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp"):
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return c
+
+
+@lru_cache(maxsize=1)
+def people() -> Console:
+    """The one console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """One status line for people, on stderr, with nothing in it interpreted."""
+    people().print(visible(text), style=style)
+
+
+def notice(text: str) -> None:
+    """A status line that people should not miss."""
+    say(f"note: {text}", style="yellow")
+
+
+def fail(text: str) -> None:
+    """The one line a user's mistake gets."""
+    say(f"error: {' '.join(text.split())}", style="bold red")
+
+
+def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table for people, on stderr; the first column is a label, the others are right-aligned."""
+    from rich.table import Table
+
+    grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for position, header in enumerate(headers):
+        grid.add_column(header, justify="left" if position == 0 else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(visible(cell) for cell in row))
+    people().print(grid)
+
+
+def emit(text: str, end: str = "\n") -> None:
+    """Data, on stdout, at once."""
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+def stdout_is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def stdin_is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def silence_stdout() -> None:
+    """After a broken pipe: keep the interpreter from failing again while it shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class ProgressLine:
+    """A bar on a terminal; elsewhere one plain line every few seconds; gone when done."""
+
+    def __init__(self, label: str, total: float) -> None:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        self._total = total
+        self._label = label
+        self._last_plain = time.monotonic()
+        self._live = people().is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=people(),
+            disable=not self._live,
+            transient=True,
+        )
+        self._task = self._progress.add_task(label, total=total, detail="")
+
+    def __enter__(self) -> ProgressLine:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, completed: float, detail: str) -> None:
+        """Move to `completed` of the total and show `detail` beside it."""
+        self._progress.update(self._task, completed=completed, detail=detail)
+        now = time.monotonic()
+        if not self._live and now - self._last_plain >= PLAIN_LINE_SECONDS:
+            self._last_plain = now
+            say(f"{self._label} {100 * completed / self._total:3.0f} %  {detail}")
+
+
+def format_duration(seconds: float) -> str:
+    """`95` → `1m35s`."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def format_count(number: float) -> str:
+    """`1234567` → `1.23M`."""
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{suffix}"
+    return f"{number:.4g}"

@@ -1,0 +1,54 @@
+"""What people and models say to each other, as plain values."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import msgspec
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[str, ...] = get_args(Role)
+
+
+class Message(msgspec.Struct, frozen=True):
+    role: Role
+    content: str
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    messages: tuple[Message, ...]
+    meta: dict[str, Any] = {}
+
+    @property
+    def supervised(self) -> bool:
+        """Whether there is a reply to learn from."""
+        return any(message.role == "assistant" for message in self.messages)
+
+
+def parse_messages(raw: object) -> tuple[Message, ...]:
+    """A `messages` list in OpenAI's shape, string contents. Raises ValueError saying what is off."""
+    if not isinstance(raw, list) or not raw:
+        raise ValueError("messages is not a list with entries")
+    return tuple(_parse_message(number, entry) for number, entry in enumerate(raw, 1))
+
+
+def _parse_message(number: int, entry: object) -> Message:
+    if not isinstance(entry, dict):
+        raise ValueError(f"message {number} is not an object")
+    role, content = entry.get("role"), entry.get("content")
+    if role not in ROLES:
+        raise ValueError(f"message {number} has role {role!r}, not one of {', '.join(ROLES)}")
+    if not isinstance(content, str):
+        raise ValueError(f"message {number} has no text in content")
+    return Message(role, content)
+
+
+def exchange(prompt: str, reply: str, system: str | None = None) -> tuple[Message, ...]:
+    """One question and its answer."""
+    opening = (Message("system", system),) if system else ()
+    return (*opening, Message("user", prompt), Message("assistant", reply))
+
+
+def as_json(messages: tuple[Message, ...] | list[Message]) -> list[dict[str, str]]:
+    """The messages as OpenAI's chat format writes them."""
+    return [{"role": message.role, "content": message.content} for message in messages]

@@ -1,0 +1,91 @@
+"""A user's mistake is one sentence and one exit code; everything else is a bug and keeps its trace."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    DATA = 3
+    INTEGRITY = 4
+    ENVIRONMENT = 5
+    IN_USE = 6
+    DIVERGED = 7
+    PEER_LOST = 8
+    GATE = 9
+    STOPPED = 75
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+class UserError(Exception):
+    """What went wrong, where and why, and in `hint` what to do next: shown as one line."""
+
+    exit_code: ExitCode = ExitCode.USAGE
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        line = self.message if self.hint is None else f"{self.message}; {self.hint}"
+        return " ".join(line.split())
+
+
+class UsageError(UserError):
+    """A flag, a setting or a path that cannot be meant."""
+
+
+class DataError(UserError):
+    """Input that holds nothing to work with."""
+
+    exit_code = ExitCode.DATA
+
+
+class IntegrityError(UserError):
+    """A file that is not what its folder says it is, or folders that do not belong together."""
+
+    exit_code = ExitCode.INTEGRITY
+
+
+class EnvironmentFault(UserError):
+    """Disk, memory, permission or device."""
+
+    exit_code = ExitCode.ENVIRONMENT
+
+
+class InUseError(UserError):
+    """Another process is writing to the same folder."""
+
+    exit_code = ExitCode.IN_USE
+
+
+class DivergedError(UserError):
+    """Training left the finite numbers."""
+
+    exit_code = ExitCode.DIVERGED
+
+
+class Stopped(UserError):
+    """Work ended early on request, saved and resumable."""
+
+    def __init__(self, message: str, exit_code: ExitCode, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """A hint naming the closest known word, or the known words when there are few."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    if not close:
+        leaves = {word.rsplit(".", 1)[-1]: word for word in known}
+        close = [leaves[leaf] for leaf in get_close_matches(name.rsplit(".", 1)[-1], leaves, n=1)]
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known: {', '.join(known)}" if len(known) <= 12 else "see --help"

@@ -1,0 +1,170 @@
+"""evaluate: a model folder and a test set → scores with signatures, and a folder that keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from chatbench import console
+from chatbench.conversation import as_json, parse_messages
+from chatbench.corpus.document import Document, Failure
+from chatbench.corpus.readers import find_files, read_file
+from chatbench.corpus.shards import open_corpus
+from chatbench.errors import DataError, IntegrityError, UsageError
+from chatbench.evaluate.tasks import (
+    Question,
+    answer,
+    judged,
+    likelihood,
+    likelihood_scores,
+    questions_of,
+)
+from chatbench.model.device import pick_device
+from chatbench.model.folder import OpenedModel, open_model
+from chatbench.settings import EvaluateSettings, SamplingSettings
+from chatbench.storage import new_folder, pretty_json, write_file, write_json
+from chatbench.text.metrics import Judged, Score, fact_hit, score_all
+from chatbench.text.template import Rendered, render_batch, render_texts
+
+KIND = "evaluation"
+_PASSAGE_CHARS = 1 << 62
+
+
+class TestSet(NamedTuple):
+    """Texts and conversations to judge by, rendered and raw."""
+
+    texts: list[Rendered]
+    chats: list[Rendered]
+    questions: list[Question]
+    failed: int
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """What evaluate found out."""
+
+    model: str
+    data: str
+    scores: list[Score]
+    failed: int = 0
+
+
+def evaluate(settings: EvaluateSettings) -> Evaluation:
+    """Score `settings.model` on `settings.data`; writes `settings.out` when one is given."""
+    out = None if settings.out is None else Path(settings.out)
+    if out is not None and out.exists() and not settings.overwrite:
+        raise UsageError(
+            f"{out} exists already", hint="choose another -o, or replace it with --overwrite"
+        )
+    opened = open_model(Path(settings.model), pick_device(settings.device))
+    test = _open_test_set(settings, opened)
+    sums = likelihood(opened, test.texts, chats=False, batch_size=settings.batch_size)
+    sums += likelihood(opened, test.chats, chats=True, batch_size=settings.batch_size)
+    scores = likelihood_scores(sums, opened.model.config.context)
+    questions = test.questions[: settings.max_examples]
+    sampling = SamplingSettings(
+        temperature=settings.temperature, max_tokens=settings.max_tokens, seed=settings.seed
+    )
+    replies = answer(opened, questions, sampling, settings.batch_size) if questions else []
+    pairs = judged(questions, replies)
+    scores += score_all(pairs)
+    result = Evaluation(str(opened.folder), settings.data, scores, test.failed)
+    if out is not None:
+        _write(out, settings, result, questions, pairs)
+    return result
+
+
+def _open_test_set(settings: EvaluateSettings, opened: OpenedModel) -> TestSet:
+    """A corpus folder's split, or the records of a file. Raises DataError when it is empty."""
+    data = Path(settings.data)
+    if (data / "manifest.json").is_file():
+        test = _from_corpus(data, settings, opened)
+    else:
+        test = _from_files(settings, opened)
+    if not test.texts and not test.chats:
+        raise DataError(f"{data} holds nothing to judge by")
+    return test
+
+
+def _from_corpus(data: Path, settings: EvaluateSettings, opened: OpenedModel) -> TestSet:
+    """Token shards for the likelihood, the documents beside them for the replies."""
+    corpus = open_corpus(data)
+    if corpus.tokenizer.digest != opened.tokenizer.digest:
+        raise IntegrityError(
+            f"{data} was made with another tokenizer than {opened.folder}",
+            hint="judge by the text itself, or preprocess it with --tokenizer",
+        )
+    split = corpus.split(settings.split)
+    texts, chats = [], []
+    for number in range(len(split)):
+        ids = split.ids(number).tolist()
+        rendered = Rendered(ids, split.weights(number).tolist())
+        (chats if ids[0] == opened.tokenizer.turn_start else texts).append(rendered)
+    rows = data / f"{settings.split}.jsonl"
+    questions = list(questions_of(_conversations(rows))) if rows.is_file() else []
+    return TestSet(texts, chats, questions, 0)
+
+
+def _conversations(rows: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    for line in rows.read_bytes().splitlines():
+        row = msgspec.json.decode(line)
+        if "messages" in row:
+            yield parse_messages(row["messages"]), row
+
+
+def _from_files(settings: EvaluateSettings, opened: OpenedModel) -> TestSet:
+    texts: list[str] = []
+    chats: list[Document] = []
+    failed = 0
+    for path in find_files([settings.data]):
+        for record in read_file(path, _PASSAGE_CHARS):
+            if isinstance(record, Failure):
+                failed += 1
+                console.notice(f"{record.source}: {record.reason}: {record.detail}")
+            elif record.messages is not None:
+                chats.append(record)
+            elif record.text:
+                texts.append(record.text)
+    conversations = [document.messages or () for document in chats]
+    return TestSet(
+        list(render_texts(opened.tokenizer, texts)),
+        list(render_batch(opened.tokenizer, conversations)),
+        list(questions_of((d.messages or (), d.meta) for d in chats)),
+        failed,
+    )
+
+
+def _write(
+    out: Path,
+    settings: EvaluateSettings,
+    result: Evaluation,
+    questions: list[Question],
+    pairs: list[Judged],
+) -> None:
+    known = sorted({fact for pair in pairs for fact in pair.facts})
+    rows = []
+    for question, pair in zip(questions, pairs, strict=True):
+        row: dict[str, Any] = {
+            "messages": as_json(question.messages),
+            "reply": pair.reply,
+            "reference": pair.reference,
+        }
+        if pair.facts:
+            row |= {"facts": pair.facts, "right": fact_hit(pair, known)}
+        rows.append(msgspec.json.encode(row))
+    with new_folder(out, KIND, replace=settings.overwrite) as folder:
+        write_json(folder / "results.json", result)
+        write_json(folder / "settings.json", settings)
+        write_file(folder / "samples.jsonl", b"\n".join([*rows, b""]))
+
+
+def show(result: Evaluation, *, as_json: bool) -> None:
+    """The scores on stdout: aligned text, or JSON."""
+    if as_json:
+        console.emit(pretty_json(result).decode(), end="")
+        return
+    width = max((len(score.name) for score in result.scores), default=0)
+    for score in result.scores:
+        console.emit(f"{score.name:<{width}}  {score.value:10.4f}  n={score.n}  {score.signature}")

@@ -1,0 +1,159 @@
+"""open_model and save_model: a model folder is a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from chatbench.errors import IntegrityError, UsageError, did_you_mean
+from chatbench.model.architectures import qwen3
+from chatbench.model.attention import rotary_table
+from chatbench.model.transformer import GPT, ModelConfig
+from chatbench.storage import read_manifest, verify_files, write_json
+from chatbench.text.tokenizer import Tokenizer, open_tokenizer
+
+ARCHITECTURES: dict[str, ModuleType] = {"qwen3": qwen3}
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+class OpenedModel(NamedTuple):
+    model: GPT
+    tokenizer: Tokenizer
+    folder: Path
+
+
+def find_model(path: Path) -> Path:
+    """The model folder that `path` names: itself, a run's `model/`, or its newest checkpoint.
+
+    Raises UsageError when there is none.
+    """
+    if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
+        return path
+    if (path / "model").is_dir():
+        return path / "model"
+    checkpoints = sorted(path.glob("checkpoints/step-*/model"))
+    if checkpoints:
+        return checkpoints[-1]
+    if not path.exists():
+        near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UsageError(f"{path} does not exist", hint=did_you_mean(str(path), near[:50]))
+    raise UsageError(
+        f"{path} holds no model", hint="name a folder with config.json, or a run folder"
+    )
+
+
+def open_model(path: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> OpenedModel:
+    """Find, verify and load a model with its tokenizer, ready to compute on `device`.
+
+    Raises UsageError (nothing there), IntegrityError (damaged, incomplete or not supported).
+    """
+    folder = find_model(path)
+    for holder in (folder, folder.parent):
+        manifest = read_manifest(holder)
+        if manifest is not None:
+            verify_files(holder, manifest)
+            break
+    tokenizer = open_tokenizer(folder)
+    config = read_config(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise IntegrityError(
+            f"{folder} has a tokenizer of {tokenizer.vocab_size} entries for a model of "
+            f"{config.vocab_size}",
+            hint="use the tokenizer it was trained with",
+        )
+    model = _build(config, read_weights(folder))
+    return OpenedModel(model.to(device, dtype).eval(), tokenizer, folder)
+
+
+def _build(config: ModelConfig, weights: dict[str, Tensor]) -> GPT:
+    """A model that owns these weights: nothing is initialised, nothing copied."""
+    with torch.device("meta"):
+        model = GPT(config)
+    wanted = stored_weights(model)
+    if config.tie_embeddings:
+        weights.pop("lm_head.weight", None)
+    check_weights(wanted, weights)
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie()
+    model.rotary = rotary_table(config.context, config.head_dim, config.rope_theta)
+    return model
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """config.json in our words. Raises IntegrityError."""
+    path = folder / CONFIG
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        architecture = ARCHITECTURES.get(raw.get("model_type"))
+    except FileNotFoundError:
+        raise IntegrityError(f"{folder} has no {CONFIG}") from None
+    except (ValueError, AttributeError) as error:
+        raise IntegrityError(f"{path} is not a readable configuration: {error}") from error
+    if architecture is None:
+        raise IntegrityError(
+            f"{path} is of model_type {raw.get('model_type')!r}, which chatbench does not compute",
+            hint=f"known: {', '.join(ARCHITECTURES)}",
+        )
+    config: ModelConfig = architecture.read(raw)
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """model.safetensors, whole. Raises IntegrityError."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise IntegrityError(
+            f"{folder} has no {WEIGHTS}", hint="other weight files, pickles above all, are not read"
+        )
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, ValueError) as error:
+        raise IntegrityError(
+            f"{path} is damaged: {error}", hint="restore it from a copy or make it again"
+        ) from error
+
+
+def check_weights(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Names and shapes must match. Raises IntegrityError."""
+    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    if missing or extra:
+        what = f"lacks {min(missing)}" if missing else f"holds an unknown {min(extra)}"
+        raise IntegrityError(f"{WEIGHTS} {what}, so it does not belong to its {CONFIG}")
+    for name, parameter in wanted.items():
+        if parameter.shape != found[name].shape:
+            raise IntegrityError(
+                f"{WEIGHTS}: {name} has shape {tuple(found[name].shape)}, "
+                f"{CONFIG} wants {tuple(parameter.shape)}"
+            )
+
+
+def stored_weights(model: GPT) -> dict[str, Tensor]:
+    """Parameters by hub name, tied ones once."""
+    return {name: p.detach() for name, p in sorted(model.named_parameters())}
+
+
+def write_model(
+    folder: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer,
+    provenance: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Fill a folder that `storage.new_folder` made, so that transformers opens it."""
+    folder.mkdir(exist_ok=True)
+    raw = ARCHITECTURES[config.model_type].write(config)
+    stops = [tokenizer.turn_end, tokenizer.end_of_text]
+    tokens = {"eos_token_id": tokenizer.turn_end, "pad_token_id": tokenizer.end_of_text}
+    write_json(folder / CONFIG, {**raw, **tokens, "chatbench": provenance or {}})
+    write_json(
+        folder / "generation_config.json",
+        {"eos_token_id": stops, "pad_token_id": tokenizer.end_of_text},
+    )
+    contiguous = {name: w.to("cpu", torch.float32).contiguous() for name, w in weights.items()}
+    save_file(contiguous, folder / WEIGHTS, metadata={"format": "pt"})
+    tokenizer.save(folder, config.context)

@@ -1,0 +1,247 @@
+"""Which tokens step s trains on: a pure function of (seed, step), of nothing that happened before.
+
+Texts are joined in a new random order each epoch and cut into full rows, so every token is a target
+exactly once per epoch. Conversations are packed whole into rows in which they cannot see each
+other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from chatbench.corpus.shards import TokenSplit
+from chatbench.errors import DataError
+from chatbench.model.attention import Packing
+from chatbench.train.objective import Batch, GlobalBatch
+
+Ints = npt.NDArray[np.integer[Any]]
+
+
+class Row(NamedTuple):
+    """One training row, all arrays (T,)."""
+
+    ids: Ints
+    targets: Ints
+    weights: npt.NDArray[np.float32]
+    document: Ints
+    position: Ints
+
+
+class Rows(Protocol):
+    """Rows of an epoch, by number."""
+
+    isolated: bool
+
+    def count(self) -> int: ...
+
+    def row(self, epoch: int, number: int) -> Row: ...
+
+
+def permutation(seed: int, epoch: int, count: int) -> Ints:
+    """The order of an epoch."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
+
+
+class StreamRows:
+    """Documents end to end; each row continues where the one before stopped."""
+
+    isolated = False
+
+    def __init__(self, split: TokenSplit, seq_len: int, end_of_text: int, seed: int) -> None:
+        self._split = split
+        self._seq_len = seq_len
+        self._end_of_text = end_of_text
+        self._seed = seed
+        self._order = lru_cache(maxsize=2)(self._order_of)
+
+    def count(self) -> int:
+        return -(-self._split.tokens // self._seq_len)
+
+    def _order_of(self, epoch: int) -> tuple[Ints, Ints]:
+        order = permutation(self._seed, epoch, len(self._split))
+        return order, np.cumsum(self._split.lengths[order])
+
+    def row(self, epoch: int, number: int) -> Row:
+        """Targets are tokens number·T .. of the epoch's stream; inputs lie one token earlier."""
+        begin = number * self._seq_len
+        targets = self._stream(epoch, begin, begin + self._seq_len)
+        before = self._stream(epoch, begin - 1, begin) if begin else self._end_of_text
+        ids = np.empty_like(targets)
+        ids[:1], ids[1:] = before, targets[:-1]
+        short = self._seq_len - len(targets)
+        weights = np.ones(len(targets), np.float32)
+        zeros = np.zeros(self._seq_len, np.int64)
+        return Row(
+            np.pad(ids, (0, short)),
+            np.pad(targets, (0, short)),
+            np.pad(weights, (0, short)),
+            zeros,
+            np.arange(self._seq_len),
+        )
+
+    def _stream(self, epoch: int, begin: int, end: int) -> Ints:
+        order, ends = self._order(epoch)
+        first = int(np.searchsorted(ends, begin, side="right"))
+        pieces: list[Ints] = []
+        for place in range(first, len(order)):
+            start = int(ends[place - 1]) if place else 0
+            if start >= end:
+                break
+            ids = self._split.ids(int(order[place]))
+            pieces.append(ids[max(0, begin - start) : end - start].astype(np.int64))
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+
+
+class Span(NamedTuple):
+    """Tokens start..end of one document."""
+
+    document: int
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        """Row places it takes: every token but the first is a target."""
+        return self.end - self.start - 1
+
+
+class PackedRows:
+    """Whole conversations, best fit, apart from each other."""
+
+    isolated = True
+
+    def __init__(
+        self,
+        split: TokenSplit,
+        seq_len: int,
+        turn_start: int,
+        seed: int,
+        *,
+        learn_all: bool = False,
+    ) -> None:
+        self._split = split
+        self._seq_len = seq_len
+        self._seed = seed
+        self._learn_all = learn_all
+        self.skipped = 0
+        spans = []
+        for document in permutation(seed, -1 & 0xFFFFFFFF, len(split)):
+            for span in self._spans(int(document), turn_start):
+                if self._learned(span).any():
+                    spans.append(span)
+                else:
+                    self.skipped += 1
+        self._bins = pack([span.length for span in spans], seq_len)
+        self._spans_kept = spans
+        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, epoch, len(self._bins)))
+
+    def _learned(self, span: Span) -> npt.NDArray[np.float32]:
+        if self._learn_all:
+            return np.ones(span.length, np.float32)
+        weights = self._split.weights(span.document)[span.start + 1 : span.end]
+        return weights.astype(np.float32)
+
+    def _spans(self, document: int, turn_start: int) -> list[Span]:
+        """The document whole, or cut where turns begin when it is longer than a row."""
+        ids = self._split.ids(document)
+        limit = self._seq_len + 1
+        if len(ids) <= limit:
+            return [Span(document, 0, len(ids))] if len(ids) > 1 else []
+        turns = np.flatnonzero(ids == turn_start)
+        spans = []
+        start = 0
+        while start < len(ids) - 1:
+            end = min(start + limit, len(ids))
+            if end < len(ids):
+                later = turns[(turns > start) & (turns <= end)]
+                end = int(later[-1]) if len(later) else end
+            spans.append(Span(document, start, end))
+            start = end
+        return spans
+
+    def count(self) -> int:
+        return len(self._bins)
+
+    def row(self, epoch: int, number: int) -> Row:
+        ids, targets, document, position = (np.zeros(self._seq_len, np.int64) for _ in range(4))
+        weights = np.zeros(self._seq_len, np.float32)
+        at = 0
+        for name, which in enumerate(self._bins[int(self._order(epoch)[number])], 1):
+            span = self._spans_kept[which]
+            tokens = self._split.ids(span.document)[span.start : span.end]
+            place = slice(at, at + span.length)
+            ids[place], targets[place] = tokens[:-1], tokens[1:]
+            weights[place] = self._learned(span)
+            document[place], position[place] = name, np.arange(span.length)
+            at += span.length
+        return Row(ids, targets, weights, document, position)
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit bins of items, in the order given: each goes where it leaves the least room."""
+    open_bins: list[list[list[int]]] = [[] for _ in range(capacity + 1)]  # by free room
+    bins: list[list[int]] = []
+    for item, length in enumerate(lengths):
+        room = next((r for r in range(length, capacity + 1) if open_bins[r]), None)
+        if room is None:
+            chosen: list[int] = []
+            bins.append(chosen)
+            room = capacity
+        else:
+            chosen = open_bins[room].pop()
+        chosen.append(item)
+        open_bins[room - length].append(chosen)
+    return bins
+
+
+class Batches:
+    """Global batches of `rows_per_step` rows in micro-batches."""
+
+    def __init__(self, rows: Rows, rows_per_step: int, micro_batch: int) -> None:
+        if not rows.count():
+            raise DataError("the training split holds nothing to learn from")
+        self._rows = rows
+        self._per_step = rows_per_step
+        self._micro = micro_batch
+
+    def batch(self, step: int) -> GlobalBatch:
+        """Rows step·R .. of the endless sequence of epochs."""
+        first = step * self._per_step
+        rows = [
+            self._rows.row(*divmod(index, self._rows.count()))
+            for index in range(first, first + self._per_step)
+        ]
+        parts = [
+            collate(rows[begin : begin + self._micro], self._rows.isolated)
+            for begin in range(0, len(rows), self._micro)
+        ]
+        weight = float(sum(row.weights.sum(dtype=np.float64) for row in rows))
+        return GlobalBatch(parts, weight, len(rows) * len(rows[0].ids))
+
+
+def collate(rows: Sequence[Row], isolated: bool) -> Batch:
+    """Rows → tensors; columns that no row uses are cut off."""
+    used = max(int(np.flatnonzero(row.weights).max(initial=-1)) for row in rows) + 1
+    ids, targets, weights, document, position = (
+        torch.from_numpy(np.stack(column)[:, : max(1, used)]) for column in zip(*rows, strict=True)
+    )
+    packing = Packing(document, position) if isolated else None
+    return Batch(ids, targets, weights, packing)
+
+
+def held_out(rows: Rows, micro_batch: int, tokens: int) -> list[Batch]:
+    """The first rows of a validation split, about `tokens` of them, always the same."""
+    if not rows.count():
+        return []
+    first = rows.row(0, 0)
+    count = min(rows.count(), max(1, tokens // len(first.ids)))
+    chosen = [rows.row(0, number) for number in range(count)]
+    return [
+        collate(chosen[b : b + micro_batch], rows.isolated) for b in range(0, count, micro_batch)
+    ]

@@ -1,0 +1,176 @@
+"""pretrain and finetune, in the order things happen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chatbench import __version__, console
+from chatbench.conversation import Message, parse_messages
+from chatbench.corpus.build import preprocess
+from chatbench.corpus.shards import Corpus, open_corpus
+from chatbench.errors import IntegrityError, UsageError
+from chatbench.model.device import pick_device, pick_dtype
+from chatbench.model.folder import open_model
+from chatbench.model.transformer import GPT, initialise
+from chatbench.settings import FinetuneSettings, PreprocessSettings, PretrainSettings
+from chatbench.text.template import reply_prompt
+from chatbench.text.tokenizer import Tokenizer
+from chatbench.train.batches import Batches, PackedRows, Rows, StreamRows, held_out
+from chatbench.train.likelihood import Likelihood
+from chatbench.train.loop import Prompt, Trainer
+from chatbench.train.plan import (
+    DEFAULT_FINETUNE_EPOCHS,
+    DEFAULT_PRETRAIN_MINUTES,
+    SIZES,
+    make_plan,
+    model_config,
+    show_plan,
+)
+from chatbench.train.run import Run, RunSettings, open_run
+
+_PROMPT_CHARACTERS = 24
+_FINETUNE_BATCH_TOKENS = 4096
+
+
+def pretrain(settings: PretrainSettings) -> Path:
+    """Train a model from nothing on a corpus folder; returns the run folder."""
+    corpus = open_corpus(Path(settings.data))
+    device = pick_device(settings.device)
+    config = model_config(settings.model, settings.train.seq_len, corpus.tokenizer.vocab_size)
+    with open_run(settings) as run:
+        if run.finished:
+            return run.path
+        model = GPT(config)
+        initialise(model, settings.seed)
+        rows, held = (
+            StreamRows(split, config.context, corpus.tokenizer.end_of_text, settings.seed)
+            for split in (corpus.split("train"), corpus.split("val"))
+        )
+        return _train(
+            run, settings, corpus, model.to(device), rows, held,
+            _text_prompts(settings.train.prompts, corpus),
+            seq_len=config.context, batch_tokens=SIZES[settings.model.size].batch_tokens,
+        )  # fmt: skip
+
+
+def finetune(settings: FinetuneSettings) -> Path:
+    """Train a model further on dialogues; returns the run folder."""
+    model, tokenizer, base = open_model(Path(settings.model), pick_device(settings.device))
+    seq_len = settings.train.seq_len or model.config.context
+    if seq_len > model.config.context:
+        raise UsageError(
+            f"--seq-len {seq_len} is longer than the model's context of {model.config.context}",
+            hint=f"use at most {model.config.context}",
+        )
+    with open_run(settings) as run:
+        if run.finished:
+            return run.path
+        corpus = _dialogues(settings, tokenizer)
+        rows, held = (
+            PackedRows(
+                split, seq_len, tokenizer.turn_start, settings.seed,
+                learn_all=settings.train_on == "all",
+            )
+            for split in (corpus.split("train"), corpus.split("val"))
+        )  # fmt: skip
+        if rows.skipped:
+            console.notice(f"{rows.skipped} pieces hold no reply to learn from and were left out")
+        return _train(
+            run, settings, corpus, model, rows, held,
+            _chat_prompts(settings.train.prompts, corpus),
+            seq_len=seq_len, batch_tokens=_FINETUNE_BATCH_TOKENS, base=str(base),
+        )  # fmt: skip
+
+
+def _train(
+    run: Run, settings: RunSettings, corpus: Corpus, model: GPT, rows: Rows, held: Rows,
+    prompts: list[Prompt], *, seq_len: int, batch_tokens: int, base: str | None = None,
+) -> Path:  # fmt: skip
+    """The part that all training shares; `base` names the model that a finetune starts from."""
+    plan = make_plan(
+        settings.train, settings.optim, seq_len=seq_len, batch_tokens=batch_tokens,
+        rows_per_epoch=rows.count(),
+        default_minutes=None if base else DEFAULT_PRETRAIN_MINUTES,
+        default_epochs=DEFAULT_FINETUNE_EPOCHS if base else None,
+    )  # fmt: skip
+    batches = Batches(rows, plan.rows_per_step, plan.micro_batch)
+    validation = held_out(held, plan.micro_batch, settings.train.eval_tokens)
+    device = model.model.embed_tokens.weight.device
+    restored = run.begin(settings, corpus.fingerprint, device)
+    show_plan(
+        plan, model.config, model.parameter_count(), rows.count(), settings.dtype, device.type
+    )
+    trainer = Trainer(
+        run.path, plan, settings.train, settings.optim, model, corpus.tokenizer,
+        Likelihood(batches, validation, corpus.tokenizer), prompts,
+        _provenance(corpus, base), corpus.fingerprint, pick_dtype(settings.dtype, device),
+    )  # fmt: skip
+    if restored is not None:
+        trainer.restore(restored)
+        console.say(f"continuing from {restored.path}")
+    trainer.fit()
+    return run.path
+
+
+def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer) -> Corpus:
+    """The corpus folder named, or one made from a file and kept in the run folder."""
+    data = Path(settings.data)
+    if (data / "manifest.json").is_file():
+        corpus = open_corpus(data)
+        if corpus.tokenizer.digest != tokenizer.digest:
+            raise IntegrityError(
+                f"{data} was made with another tokenizer than {settings.model}",
+                hint=f"give the .jsonl itself, or preprocess it with --tokenizer {settings.model}",
+            )
+        return corpus
+    made = Path(settings.out) / "corpus"
+    if not made.is_dir():
+        preprocess(
+            PreprocessSettings(inputs=[str(data)], out=str(made), tokenizer=str(settings.model))
+        )
+    return open_corpus(made)
+
+
+def _chat_prompts(given: list[str], corpus: Corpus) -> list[Prompt]:
+    """What the samples answer: as given, or first questions of the validation split."""
+    asked = given or [m[0].content for m in _held_out_messages(corpus) if m]
+    return [Prompt(t, reply_prompt(corpus.tokenizer, [Message("user", t)])) for t in asked]
+
+
+def _text_prompts(given: list[str], corpus: Corpus) -> list[Prompt]:
+    """What the samples continue: as given, or beginnings of the validation split."""
+    tokenizer = corpus.tokenizer
+    begun = given or [text[:_PROMPT_CHARACTERS] for text in _held_out_texts(corpus)]
+    return [
+        Prompt(text, [tokenizer.end_of_text, *tokenizer.encode(text)]) for text in begun if text
+    ]
+
+
+def _held_out_rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
+    with open(corpus.folder / "val.jsonl", "rb") as handle:
+        for _, line in zip(range(2), handle, strict=False):
+            yield msgspec.json.decode(line)
+
+
+def _held_out_messages(corpus: Corpus) -> Iterator[list[Message]]:
+    for row in _held_out_rows(corpus):
+        if "messages" in row:
+            yield [m for m in parse_messages(row["messages"]) if m.role == "user"]
+
+
+def _held_out_texts(corpus: Corpus) -> Iterator[str]:
+    for row in _held_out_rows(corpus):
+        yield row["text"] if "text" in row else row["messages"][0]["content"]
+
+
+def _provenance(corpus: Corpus, base: str | None) -> dict[str, Any]:
+    """What a model folder says about where it came from."""
+    return {
+        "version": __version__,
+        "corpus": corpus.fingerprint,
+        **({"base": base} if base else {}),
+    }
