@@ -52,7 +52,7 @@ def _main(
 def demo(settings: DemoSettings) -> None:
     from chatbench.demo.show import demo
 
-    demo(settings)
+    raise typer.Exit(demo(settings))
 
 
 @settings_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -174,3 +175,28 @@ def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Param
 
 def _print_config(resolved: Resolved[Any]) -> None:
     console.emit(to_toml(resolved.settings, resolved.sources), end="")
+
+
+def command_line(verb: str, settings: msgspec.Struct, positional: str | None = None) -> str:
+    """The shell command that gives these settings; defaults are left out."""
+    words = ["chatbench", verb]
+    for leaf in leaves(type(settings)):
+        value: Any = settings
+        for part in leaf.key.split("."):
+            value = getattr(value, part)
+        if leaf.name == positional:
+            words += value
+        elif value != leaf.default:
+            words += _words(leaf, value)
+    return shlex.join(words)
+
+
+def _words(leaf: Leaf, value: Any) -> list[str]:
+    if not _is_flag(leaf):
+        return ["--set", f"{leaf.key}={value}"]
+    name = f"--{_dashes(leaf.name)}"
+    if isinstance(value, bool):
+        return [name if value else f"--no-{_dashes(leaf.name)}"]
+    if isinstance(value, list):
+        return [word for entry in value for word in (name, str(entry))]
+    return [name, f"{value:g}" if isinstance(value, float) else str(value)]
