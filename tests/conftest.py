@@ -8,7 +8,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,11 @@ def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def rng() -> Iterator[random.Random]:
+def rng() -> random.Random:
     """Fresh inputs each run; the seed is printed when a test fails."""
     seed = int(os.environ.get("CHATBENCH_TEST_SEED") or random.randrange(1 << 32))
     print(f"CHATBENCH_TEST_SEED={seed}")
-    yield random.Random(seed)
+    return random.Random(seed)
 
 
 def sample_texts(count: int = 60) -> list[str]:
@@ -103,9 +103,12 @@ def corpus_folder(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("corpus") / "corpus"
     return preprocess(
         PreprocessSettings(
-            inputs=[str(sources)], out=str(out), vocab_size=400, val_fraction=0.15,
+            inputs=[str(sources)],
+            out=str(out),
+            vocab_size=400,
+            val_fraction=0.15,
             test_fraction=0.15,
-        )  # fmt: skip
+        )
     )
 
 
@@ -145,10 +148,11 @@ def base_run(
 
 def chatbench(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the program as a person would, in its own process."""
+    if "input" not in options:
+        options.setdefault("stdin", subprocess.DEVNULL)
     return subprocess.run(
         [sys.executable, "-m", "chatbench", *map(str, arguments)],
-        capture_output=True, text=True, encoding="utf-8", timeout=240,
-        **{"stdin": subprocess.DEVNULL, **options} if "input" not in options else options,
+        capture_output=True, text=True, encoding="utf-8", **{"timeout": 240, **options},
     )  # fmt: skip
 
 

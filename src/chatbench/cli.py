@@ -47,7 +47,7 @@ def _main(
 
 @settings_command(
     app, DemoSettings, name="demo",
-    help="All five steps on a small bundled corpus, then a chat. Without a terminal: three answers.",
+    help="All five steps on a small bundled corpus, then a chat (or three answers in a pipe).",
 )  # fmt: skip
 def demo(settings: DemoSettings) -> None:
     from chatbench.demo.show import demo
@@ -127,7 +127,7 @@ def _guarded(call: Callable[[], object]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         console.say("interrupted")
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # Typer makes the second of the first
         console.silence_stdout()
         return ExitCode.BROKEN_PIPE
     except MemoryError as error:
@@ -141,7 +141,8 @@ def _guarded(call: Callable[[], object]) -> int:
 def _explain(error: Exception) -> int:
     """Usage errors of the command line, and what the operating system refuses."""
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        console.fail(error.format_message())
+        if message := error.format_message():  # none after the help that no arguments get
+            console.fail(message)
         return int(error.exit_code)
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
         console.fail(str(EnvironmentFault(f"{error.strerror}: {error.filename or 'output'}")))
@@ -149,5 +150,7 @@ def _explain(error: Exception) -> int:
     raise error
 
 
-_ENVIRONMENT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-                       errno.EMFILE, errno.ENOTDIR, errno.ENAMETOOLONG)  # fmt: skip
+_ENVIRONMENT_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE,
+    errno.ENOTDIR, errno.ENAMETOOLONG,
+)  # fmt: skip

@@ -172,7 +172,17 @@ def _build(settings_type: type[S], values: Mapping[str, Any], sources: Mapping[s
             raise UsageError(f"{name} is not given", hint=f"add {flag} (see --help)") from None
         key = path.rstrip("`").split("[")[0]
         where = f" (from {sources[key]})" if key in sources else ""
-        raise UsageError(f"setting {key}{where}: {message}, got {values.get(key)!r}") from None
+        raise UsageError(
+            f"setting {key}{where}: {message}, got {values.get(key)!r}",
+            hint=_choices(settings_type, key),
+        ) from None
+
+
+def _choices(settings_type: type[msgspec.Struct], key: str) -> str | None:
+    """The values to choose from, for a setting that has a fixed few."""
+    plain = next((leaf.plain_type for leaf in leaves(settings_type) if leaf.key == key), None)
+    fixed = typing.get_origin(plain) is typing.Literal
+    return f"one of {', '.join(map(str, typing.get_args(plain)))}" if fixed else None
 
 
 def to_toml(settings: msgspec.Struct, sources: Mapping[str, str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""stdout carries data, stderr speaks to people, and neither ever carries a control sequence of a model."""
+"""stdout carries data, stderr speaks to people, neither ever obeys what a model wrote."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     """A table for people, on stderr; the first column is a label, the others are right-aligned."""
     from rich.table import Table
 
-    grid = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    grid = Table(title=visible(title) or None, title_justify="left", box=None, pad_edge=False)
     for position, header in enumerate(headers):
         grid.add_column(header, justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:

@@ -26,7 +26,10 @@ class Conversation(msgspec.Struct, frozen=True):
 
 
 def parse_messages(raw: object) -> tuple[Message, ...]:
-    """A `messages` list in OpenAI's shape, string contents. Raises ValueError saying what is off."""
+    """A `messages` list in OpenAI's shape with string contents.
+
+    Raises ValueError saying what is off.
+    """
     if not isinstance(raw, list) or not raw:
         raise ValueError("messages is not a list with entries")
     return tuple(_parse_message(number, entry) for number, entry in enumerate(raw, 1))

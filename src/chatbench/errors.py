@@ -1,4 +1,4 @@
-"""A user's mistake is one sentence and one exit code; everything else is a bug and keeps its trace."""
+"""A user's mistake is one sentence and one exit code; anything else is a bug with its trace."""
 
 from __future__ import annotations
 

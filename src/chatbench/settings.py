@@ -13,17 +13,15 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 
-def flag(help: str, *names: str, panel: str = "Main", ge: Any = None, gt: Any = None, le: Any = None,
-         lt: Any = None) -> Meta:  # fmt: skip
-    """Say what a setting is; `names` are short forms and aliases besides `--its-name`."""
-    return Meta(
-        description=help, ge=ge, gt=gt, le=le, lt=lt, extra={"names": names, "panel": panel}
-    )
+def flag(help: str, *names: str, panel: str = "Main", **bounds: Any) -> Meta:
+    """Say what a setting is; `names` are short forms and aliases besides `--its-name`, `bounds`
+    its range as ge, gt, le, lt."""
+    return Meta(description=help, extra={"names": names, "panel": panel}, **bounds)
 
 
-def knob(help: str, *, ge: Any = None, gt: Any = None, le: Any = None, lt: Any = None) -> Meta:
+def knob(help: str, **bounds: Any) -> Meta:
     """A setting for the TOML file and --set only."""
-    return Meta(description=help, ge=ge, gt=gt, le=le, lt=lt)
+    return Meta(description=help, **bounds)
 
 
 class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -35,9 +33,10 @@ class PreprocessSettings(Settings):
 
     out: Annotated[str, flag("Corpus folder to write", "-o")]
     inputs: Annotated[list[str], knob("Files and folders to read")] = field(default_factory=list)
-    tokenizer: Annotated[
-        str, flag("Use the tokenizer of this model or corpus folder", panel="Tokenizer")
-    ] | None = None
+    tokenizer: (
+        Annotated[str, flag("Use the tokenizer of this model or corpus folder", panel="Tokenizer")]
+        | None
+    ) = None
     vocab_size: Annotated[
         int, flag("Entries of a tokenizer trained here", panel="Tokenizer", ge=260, le=1 << 20)
     ] = 4096
@@ -66,9 +65,9 @@ class ModelSettings(Settings):
     n_layers: Annotated[int, flag("Number of blocks", "--n-layer", panel="Model", ge=1)] | None = (
         None
     )
-    hidden_size: Annotated[
-        int, flag("Width of the residual stream", "--n-embd", panel="Model", ge=8)
-    ] | None = None
+    hidden_size: (
+        Annotated[int, flag("Width of the residual stream", "--n-embd", panel="Model", ge=8)] | None
+    ) = None
     n_heads: Annotated[int, flag("Query heads", "--n-head", panel="Model", ge=1)] | None = None
     n_kv_heads: Annotated[int, knob("Key and value heads", ge=1)] | None = None
     head_dim: Annotated[int, knob("Width of one head", ge=2)] | None = None
@@ -80,41 +79,51 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """How long, how much at once, and how often to look."""
 
-    minutes: Annotated[
-        float, flag("Stop after this many minutes", "--max-time", panel="Length", gt=0)
-    ] | None = None
+    minutes: (
+        Annotated[float, flag("Stop after this many minutes", "--max-time", panel="Length", gt=0)]
+        | None
+    ) = None
     steps: Annotated[
         int,
         flag("Stop after this many steps", "--max-steps", "--max-iters", "--iters",
              panel="Length", ge=1),
     ] | None = None  # fmt: skip
-    tokens: Annotated[
-        int, flag("Stop after this many tokens", "--max-tokens", panel="Length", ge=1)
-    ] | None = None
-    epochs: Annotated[
-        float,
-        flag("Stop after this many passes", "--num-train-epochs", panel="Length", gt=0),
-    ] | None = None
-    seq_len: Annotated[
-        int,
-        flag("Tokens a training row holds", "--block-size", "--max-seq-length", ge=8),
-    ] | None = None
-    batch_tokens: Annotated[
-        int, flag("Tokens per step", "--total-batch-tokens", panel="Batch", ge=8)
-    ] | None = None
+    tokens: (
+        Annotated[int, flag("Stop after this many tokens", "--max-tokens", panel="Length", ge=1)]
+        | None
+    ) = None
+    epochs: (
+        Annotated[
+            float,
+            flag("Stop after this many passes", "--num-train-epochs", panel="Length", gt=0),
+        ]
+        | None
+    ) = None
+    seq_len: (
+        Annotated[
+            int,
+            flag("Tokens a training row holds", "--block-size", "--max-seq-length", ge=8),
+        ]
+        | None
+    ) = None
+    batch_tokens: (
+        Annotated[int, flag("Tokens per step", "--total-batch-tokens", panel="Batch", ge=8)] | None
+    ) = None
     micro_batch: Annotated[
         int,
         flag("Rows computed at once; accumulation follows", "-b", "--batch-size",
              "--per-device-train-batch-size", panel="Batch", ge=1),
     ] | None = None  # fmt: skip
     log_every: Annotated[int, knob("Steps between lines of metrics.jsonl", ge=1)] = 10
-    eval_every: Annotated[
-        int, flag("Steps between validations", "--eval-interval", panel="Cadence", ge=1)
-    ] | None = None
+    eval_every: (
+        Annotated[int, flag("Steps between validations", "--eval-interval", panel="Cadence", ge=1)]
+        | None
+    ) = None
     sample_every: Annotated[int, knob("Steps between samples", ge=1)] | None = None
-    save_every: Annotated[
-        int, flag("Steps between checkpoints", "--save-steps", panel="Cadence", ge=1)
-    ] | None = None
+    save_every: (
+        Annotated[int, flag("Steps between checkpoints", "--save-steps", panel="Cadence", ge=1)]
+        | None
+    ) = None
     save_minutes: Annotated[float, knob("Minutes between checkpoints besides", gt=0)] = 5.0
     keep: Annotated[int, flag("Checkpoints kept", "--save-total-limit", panel="Cadence", ge=1)] = 2
     eval_tokens: Annotated[int, knob("Validation tokens looked at each time", ge=1)] = 65_536
@@ -132,9 +141,9 @@ class OptimSettings(Settings):
         flag("muon for the hidden matrices and AdamW for the rest, or AdamW for all",
              panel="Optimiser"),
     ] = "muon"  # fmt: skip
-    learning_rate: Annotated[
-        float, flag("Peak learning rate", "--lr", panel="Optimiser", gt=0)
-    ] | None = None
+    learning_rate: (
+        Annotated[float, flag("Peak learning rate", "--lr", panel="Optimiser", gt=0)] | None
+    ) = None
     weight_decay: Annotated[float, flag("Decay of the matrices", panel="Optimiser", ge=0)] = 0.1
     warmup: Annotated[float, knob("Share of the run that warms up", ge=0, le=1)] = 0.02
     decay: Annotated[float, knob("Share of the run that decays", ge=0, le=1)] = 0.6
@@ -215,9 +224,9 @@ class EvaluateSettings(Settings):
     data: Annotated[str, flag("Corpus folder, or a file of texts or dialogues", "-d")]
     out: Annotated[str, flag("Folder for results.json and samples.jsonl", "-o")] | None = None
     split: Annotated[Literal["train", "val", "test"], flag("Split of a corpus folder")] = "test"
-    max_examples: Annotated[
-        int, flag("Judge at most this many generated replies", "--limit", ge=1)
-    ] | None = None
+    max_examples: (
+        Annotated[int, flag("Judge at most this many generated replies", "--limit", ge=1)] | None
+    ) = None
     batch_size: Annotated[int, flag("Rows computed at once", "-b", ge=1)] = 16
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     max_tokens: Annotated[int, flag("Longest reply", "-n", "--max-new-tokens", ge=1)] = 128

@@ -11,22 +11,22 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
-from chatbench.errors import EnvironmentFault, IntegrityError, InUseError, UsageError
+from chatbench.errors import EnvironmentFault, IntegrityError, InUseError, UsageError, UserError
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 FORMAT = "chatbench/1"
-_CHUNK = 1 << 22
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -46,8 +46,25 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system says about `path` into one sentence with exit code 5."""
     try:
         yield
-    except OSError as error:
-        raise explain_os_error(error, path) from error
+    except Exception as error:
+        refused = os_error_in(error)
+        if refused is None:
+            raise
+        raise explain_os_error(refused, path) from error
+
+
+def os_error_in(error: Exception) -> OSError | None:
+    """What the operating system refused, if that is what `error` says.
+
+    safetensors and tokenizers raise their own errors, which end in `(os error 28)`.
+    """
+    if isinstance(error, OSError):
+        return error
+    found = None if isinstance(error, UserError) else _FOREIGN_OS_ERROR.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+_FOREIGN_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def explain_os_error(error: OSError, path: Path) -> EnvironmentFault:
@@ -122,25 +139,49 @@ def new_folder(
     exclude each other (InUseError); what a killed writer left behind is cleared.
     Raises EnvironmentFault for disk trouble, UsageError when `final` exists and not `replace`.
     """
-    if final.exists() and not replace:
-        raise UsageError(f"{final} exists already", hint="choose another place")
+    if final.name in ("", ".."):
+        raise UsageError(f"{final} is no name for a folder", hint="choose another place")
+    _require_free(final, replace)
     staging = final.with_name(f".{final.name}.partial")
-    with disk_errors(final):
-        staging.mkdir(parents=True, exist_ok=True)
     with FolderLock(staging):
         try:
             with disk_errors(final):
                 _clear(staging)
-            yield staging
-            with disk_errors(final):
+                yield staging
                 _seal(staging, kind, info or {})
+                # Somebody may have put something there since the first look.
+                _require_free(final, replace)
                 _move_into_place(staging, final)
-        except OSError as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise explain_os_error(error, final) from error
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
+            with suppress(OSError):
+                _clear(staging)
+                # The lock goes last: from then on the folder may be another writer's.
+                (staging / LOCK).unlink()
+                staging.rmdir()
             raise
+
+
+def _require_free(final: Path, replace: bool) -> None:
+    if final.is_file() if replace else final.exists():
+        raise UsageError(f"{final} exists already", hint="choose another place")
+
+
+def require_own(final: Path, kind: str) -> None:
+    """Refuse to replace what was not written here: only an empty or a finished folder of `kind`.
+
+    Raises UsageError.
+    """
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+        return
+    try:
+        manifest = read_manifest(final)
+    except IntegrityError:
+        manifest = None
+    if manifest is None or manifest.kind != kind:
+        raise UsageError(
+            f"{final} exists already and is not a {kind}, so it is not replaced",
+            hint="choose another place",
+        )
 
 
 def _clear(staging: Path) -> None:
@@ -165,16 +206,16 @@ def _seal(staging: Path, kind: str, info: dict[str, Any]) -> None:
 
 
 def _move_into_place(staging: Path, final: Path) -> None:
-    (staging / LOCK).unlink()
+    # A killed writer may have left its `old`.
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        old = final.with_name(f".{final.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
-        os.rename(staging, final)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(staging, final)
+    os.rename(staging, final)
+    # Not before: a folder without its lock is free to be cleared.
+    (final / LOCK).unlink()
     fsync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -184,7 +225,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
     if manifest.format != FORMAT:
         raise IntegrityError(f"{path} has format {manifest.format!r}, this program reads {FORMAT}")
@@ -231,7 +272,7 @@ _REPAIR_HINT = "restore it from a copy or make it again"
 class FolderLock:
     """One writer per folder, held by the kernel, so a killed holder leaves nothing to clean up.
 
-    Raises InUseError when another process holds it.
+    Makes the folder where it is absent. Raises InUseError when another process holds it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -240,15 +281,30 @@ class FolderLock:
 
     def __enter__(self) -> FolderLock:
         with disk_errors(self._path):
-            while True:
-                self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                self._take()
-                if self._is_current():
-                    break
-                os.close(self._handle)
+            while not self._open():
+                pass
+        # The name is for the message of who comes second; a full disk has no room for it.
+        with suppress(OSError):
             os.ftruncate(self._handle, 0)
             os.write(self._handle, f"{os.getpid()} {socket.gethostname()}\n".encode())
         return self
+
+    def _open(self) -> bool:
+        """Whether the lock is ours, and still that of the folder."""
+        folder = self._path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except (FileNotFoundError, FileExistsError):
+            # Moved away under our hands, unless something else bears its name.
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise
+            return False
+        self._take()
+        if self._is_current():
+            return True
+        os.close(self._handle)
+        return False
 
     def _take(self) -> None:
         try:
@@ -285,7 +341,7 @@ class AppendLog:
         self._path = path
         with disk_errors(path):
             self._handle = open(path, "ab")  # noqa: SIM115  (closed by close())
-            self._handle.truncate(keep_bytes)
+            self._handle.truncate(min(keep_bytes, self._handle.tell()))
             self._handle.seek(0, os.SEEK_END)
 
     def append(self, row: object) -> None:

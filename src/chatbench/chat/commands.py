@@ -12,7 +12,8 @@ from chatbench.config import leaves
 from chatbench.errors import UsageError, did_you_mean
 from chatbench.settings import SamplingSettings, replace
 
-Reply = Iterator[Event] | str | None
+Talk = Callable[[Callable[[], bool]], Iterator[Event]]  # told when to stop, it talks
+Reply = Talk | str | None
 Command = Callable[[ChatSession, str], Reply]
 
 
@@ -82,7 +83,7 @@ def _number(value: object) -> object:
 
 def retry(session: ChatSession, argument: str) -> Reply:
     """answer the last message anew"""
-    return session.retry()
+    return session.retry
 
 
 def save(session: ChatSession, argument: str) -> Reply:

@@ -93,7 +93,7 @@ class JsonLines:
             self._engine.check(ids)
             own = {key: value for key, value in row.items() if key not in _KNOWN}
             return Asked(row.get("id", number), Request(ids, replace(self._sampling, **own)))
-        except (ValueError, UsageError) as error:
+        except (ValueError, RecursionError, UsageError) as error:
             name = row.get("id", number) if isinstance(row, dict) else number
             return Asked(name, None, f"line {number}: {error}")
 

@@ -60,9 +60,10 @@ def _turn(session: ChatSession, line: str) -> None:
                 return
             if outcome is None:
                 return
-            events = outcome
+            events = outcome(stopped)
         else:
-            events = session.send(line.removeprefix("/") if line.startswith("//") else line, stopped)
+            text = line.removeprefix("/") if line.startswith("//") else line
+            events = session.send(text, stopped)
         _print_reply(session, events, stopped)
 
 

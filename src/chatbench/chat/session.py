@@ -97,7 +97,9 @@ class ChatSession:
         )
 
     def save(self, path: Path) -> None:
-        """One line of JSON that `finetune -d` accepts."""
+        """One line of JSON that `finetune -d` accepts. Raises UsageError when nothing was said."""
+        if not self.messages:
+            raise UsageError("there is nothing to save", hint="say something first")
         opening = [Message("system", self.system)] if self.system else []
         row = {"messages": as_json([*opening, *self.messages])}
         write_file(path, msgspec.json.encode(row) + b"\n")

@@ -16,6 +16,8 @@ from chatbench.settings import ChatSettings
 
 def chat(settings: ChatSettings) -> int:
     """Run the verb; returns the exit code."""
+    if settings.jsonl and sys.stdin is None:
+        raise UsageError("stdin is closed", hint="pipe requests in, one JSON object a line")
     prompt = None if settings.jsonl else _prompt(settings)
     opened = open_model(Path(settings.model), pick_device(settings.device))
     if settings.jsonl:

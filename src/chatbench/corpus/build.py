@@ -9,19 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 from chatbench import console
 from chatbench.corpus.document import Document, Failure
-from chatbench.corpus.readers import find_files, read_file
+from chatbench.corpus.readers import find_files, read_file, written
 from chatbench.corpus.shards import KIND, ShardWriter
 from chatbench.corpus.split import SPLITS, assign
 from chatbench.errors import DataError, UsageError
 from chatbench.settings import PreprocessSettings
-from chatbench.storage import disk_errors, hash_file, new_folder
+from chatbench.storage import hash_file, new_folder, require_own
 from chatbench.text.template import Rendered, render_batch, render_texts
 from chatbench.text.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
 
@@ -54,19 +54,27 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._writer = open(path, "wb")  # noqa: SIM115  (closed by reader())
-        self.entries: list[tuple[bytes, int]] = []
+        self._file = open(path, "w+b")  # noqa: SIM115  (closed by close())
+        self._entries: list[tuple[bytes, int]] = []
 
     def add(self, document: Document, digest: bytes) -> None:
-        self.entries.append((digest, self._writer.tell()))
-        self._writer.write(msgspec.json.encode(document) + b"\n")
+        self._entries.append((digest, self._file.tell()))
+        self._file.write(msgspec.json.encode(document) + b"\n")
 
-    def reader(self) -> BinaryIO:
-        self._writer.close()
-        self.entries.sort()
-        return open(self._path, "rb")
+    def sort(self) -> list[bytes]:
+        """Order the documents by digest; returns the digests."""
+        self._entries.sort()
+        return [digest for digest, _ in self._entries]
 
-    def remove(self) -> None:
+    def documents(self) -> Iterator[Document]:
+        decoder = msgspec.json.Decoder(Document)
+        for _, position in self._entries:
+            self._file.seek(position)
+            yield decoder.decode(self._file.readline())
+
+    def close(self) -> None:
+        """Close and delete."""
+        self._file.close()
         self._path.unlink()
 
 
@@ -81,7 +89,10 @@ def preprocess(settings: PreprocessSettings) -> Path:
         raise UsageError(
             f"{out} exists already", hint="choose another -o, or replace it with --overwrite"
         )
-    files = find_files(settings.inputs)
+    if settings.overwrite:
+        require_own(out, KIND)
+    inside = out.resolve()
+    files = [f for f in find_files(settings.inputs) if inside not in f.resolve().parents]
     info: dict[str, object] = {}
     with new_folder(out, KIND, info, replace=settings.overwrite) as folder:
         build(settings, files, folder, info)
@@ -93,27 +104,21 @@ def build(
 ) -> None:
     """Fill `folder` and `info`."""
     ledger = Ledger()
-    spool = Spool(folder / "spool.jsonl")
-    sources = _read_all(settings, files, folder, ledger, spool)
-    _show_ledger(ledger)
-    if not ledger.kept:
-        raise DataError(
-            f"nothing to keep in {', '.join(settings.inputs)}: read {ledger.read}, "
-            f"dropped {ledger.dropped.total()}, failed {ledger.failed.total()}"
-        )
-    with spool.reader() as reader:
-        digests = [digest for digest, _ in spool.entries]
+    with closing(Spool(folder / "spool.jsonl")) as spool:
+        sources = _read_all(settings, files, folder, ledger, spool)
+        _show_ledger(ledger)
+        if not ledger.kept:
+            raise DataError(
+                f"nothing to keep in {', '.join(settings.inputs)}: read {ledger.read}, "
+                f"dropped {ledger.dropped.total()}, failed {ledger.failed.total()}"
+            )
+        digests = spool.sort()
         splits = assign(digests, settings.val_fraction, settings.test_fraction)
-        tokenizer = _tokenizer(settings, spool, splits, reader)
+        tokenizer = _tokenizer(settings, spool, splits)
         tokenizer.save(folder / "tokenizer")
-        counts = _write_splits(folder, tokenizer, spool, splits, reader)
-    spool.remove()
+        counts = _write_splits(folder, tokenizer, spool, splits)
     info |= {
-        "settings": {
-            key: value
-            for key, value in msgspec.to_builtins(settings).items()
-            if key not in ("out", "overwrite")
-        },
+        "settings": _recorded(settings),
         "sources": sources,
         "ledger": ledger.as_info(),
         "splits": counts,
@@ -125,10 +130,16 @@ def build(
     _show_splits(counts, tokenizer)
 
 
+def _recorded(settings: PreprocessSettings) -> dict[str, object]:
+    """What decides the corpus: everything but where it lies."""
+    values = msgspec.to_builtins(settings) | {"inputs": [written(i) for i in settings.inputs]}
+    return {key: value for key, value in values.items() if key not in ("out", "overwrite")}
+
+
 def _read_all(
     settings: PreprocessSettings, files: list[Path], folder: Path, ledger: Ledger, spool: Spool
 ) -> list[dict[str, object]]:
-    seen: set[bytes] = set()
+    seen: Counter[bytes] = Counter()
     sources = []
     with open(folder / "dropped.jsonl", "wb") as rejects:
         for path in files:
@@ -140,7 +151,7 @@ def _read_all(
                     rejects.write(msgspec.json.encode(rejected) + b"\n")
             sources.append(
                 {
-                    "path": str(path),
+                    "path": written(path),
                     "bytes": path.stat().st_size,
                     "sha256": hash_file(path),
                     "records": ledger.read - before,
@@ -152,7 +163,7 @@ def _read_all(
 def _judge(
     record: Document | Failure,
     settings: PreprocessSettings,
-    seen: set[bytes],
+    seen: Counter[bytes],
     spool: Spool,
     ledger: Ledger,
 ) -> dict[str, object] | None:
@@ -166,23 +177,22 @@ def _judge(
     digest = record.digest()
     if record.is_empty():
         reason = "empty"
-    elif settings.dedup == "exact" and digest in seen:
+    elif settings.dedup == "exact" and seen[digest]:
         reason = "duplicate"
     if reason is not None:
         ledger.dropped[reason] += 1
         return {"status": "dropped", "reason": reason, **record.as_row()}
-    if settings.dedup == "off" and digest in seen:
+    copy = seen[digest]
+    seen[digest] += 1
+    if copy:
         # The first half decides the split, so copies stay together.
-        digest = digest[:8] + hashlib.sha256(digest + ledger.read.to_bytes(8, "big")).digest()[:8]
-    seen.add(digest)
+        digest = digest[:8] + hashlib.sha256(digest + copy.to_bytes(8, "big")).digest()[:8]
     spool.add(record, digest)
     ledger.kept += 1
     return None
 
 
-def _tokenizer(
-    settings: PreprocessSettings, spool: Spool, splits: list[str], reader: BinaryIO
-) -> Tokenizer:
+def _tokenizer(settings: PreprocessSettings, spool: Spool, splits: list[str]) -> Tokenizer:
     if settings.tokenizer is not None:
         folder = Path(settings.tokenizer)
         inner = next((f for f in (folder / "tokenizer", folder / "model") if f.is_dir()), folder)
@@ -190,36 +200,30 @@ def _tokenizer(
     console.say(f"training a tokenizer of {settings.vocab_size} entries")
     texts = (
         text
-        for document, split in _documents(spool, splits, reader)
+        for document, split in zip(spool.documents(), splits, strict=True)
         if split == "train"
         for text in document.texts()
     )
     return train_tokenizer(texts, settings.vocab_size)
 
 
-def _documents(spool: Spool, splits: list[str], reader: BinaryIO) -> Iterator[tuple[Document, str]]:
-    decoder = msgspec.json.Decoder(Document)
-    for (_, position), split in zip(spool.entries, splits, strict=True):
-        reader.seek(position)
-        yield decoder.decode(reader.readline()), split
-
-
 def _write_splits(
-    folder: Path, tokenizer: Tokenizer, spool: Spool, splits: list[str], reader: BinaryIO
+    folder: Path, tokenizer: Tokenizer, spool: Spool, splits: list[str]
 ) -> dict[str, dict[str, int]]:
     writers = {name: ShardWriter(folder / name, tokenizer.vocab_size) for name in SPLITS}
-    held_out = {name: open(folder / f"{name}.jsonl", "wb") for name in ("val", "test")}  # noqa: SIM115
-    with disk_errors(folder):
-        for batch in _batched(_documents(spool, splits, reader)):
+    with ExitStack() as stack:
+        held_out = {
+            name: stack.enter_context(open(folder / f"{name}.jsonl", "wb"))
+            for name in ("val", "test")
+        }
+        for batch in _batched(zip(spool.documents(), splits, strict=True)):
             rendered = iter(_render_all(tokenizer, [document for document, _ in batch]))
             for document, split in batch:
                 writers[split].add(*next(rendered))
                 if split in held_out:
                     held_out[split].write(msgspec.json.encode(document.as_row()) + b"\n")
-        for writer in writers.values():
-            writer.close()
-        for handle in held_out.values():
-            handle.close()
+    for writer in writers.values():
+        writer.close()
     return {
         name: {"documents": w.documents, "tokens": w.tokens, "supervised": w.supervised}
         for name, w in writers.items()

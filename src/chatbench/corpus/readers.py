@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -50,19 +51,25 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def read_file(path: Path, passage_chars: int) -> Iterator[Record]:
-    """All records of one file, plain or gzip. Raises EnvironmentFault when it cannot be opened."""
+    """All records of one file, plain or gzip. Raises EnvironmentFault when it cannot be read."""
+    name = written(path)
     try:
         with _open(path) as handle:
             head = handle.read(_SNIFF_BYTES)
         with _open(path) as handle:
             if looks_like_rows(head):
-                yield from read_rows(handle, str(path))
+                yield from read_rows(handle, name)
             else:
-                yield from _read_text(handle, str(path), passage_chars)
-    except PermissionError as error:
-        raise EnvironmentFault(f"cannot read {path}: {error.strerror}") from error
-    except (EOFError, gzip.BadGzipFile) as error:
-        yield Failure(str(path), "damaged gzip", str(error))
+                yield from _read_text(handle, name, passage_chars)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        yield Failure(name, "damaged gzip", str(error))
+    except OSError as error:
+        raise EnvironmentFault(f"cannot read {name}: {error.strerror}") from error
+
+
+def written(path: str | Path) -> str:
+    """The path as text that can be stored; bytes of it that are not UTF-8 as `\\xff`."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
 
 
 def _open(path: Path) -> BinaryIO:
@@ -81,14 +88,17 @@ def looks_like_rows(head: bytes) -> bool:
 
 def read_rows(handle: Iterable[bytes], name: str) -> Iterator[Record]:
     """JSON Lines, or one JSON list of objects; blank lines do not count as records."""
+    first = True
     for number, line in enumerate(handle, 1):
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.lstrip()[:1] == b"[":
-                yield from _read_list(line + b"".join(handle), name)
-                return
-        if line.strip():
-            yield parse_row(line, f"{name}:{number}")
+        if not line.strip():
+            continue
+        if first and line.lstrip()[:1] == b"[":
+            yield from _read_list(line + b"".join(handle), name)
+            return
+        first = False
+        yield parse_row(line, f"{name}:{number}")
 
 
 def _read_list(data: bytes, name: str) -> Iterator[Record]:
@@ -167,19 +177,25 @@ def split_passages(text: str, passage_chars: int) -> Iterator[str]:
 
     Nothing but white space between pieces is lost; an empty text is one empty piece.
     """
-    if len(text) <= passage_chars:
+    if len(text) <= passage_chars or not text.strip():
         yield text.strip()
         return
+    for piece in _packed(_parts(text, passage_chars), passage_chars):
+        if piece.strip():
+            yield piece.strip()
+
+
+def _packed(parts: Iterable[str], limit: int) -> Iterator[str]:
+    """As many parts together as fit."""
     piece: list[str] = []
     size = 0
-    for part in _parts(text, passage_chars):
-        if piece and size + len(part) > passage_chars:
-            yield "".join(piece).strip()
+    for part in parts:
+        if piece and size + len(part) > limit:
+            yield "".join(piece)
             piece, size = [], 0
         piece.append(part)
         size += len(part)
-    if "".join(piece).strip():
-        yield "".join(piece).strip()
+    yield "".join(piece)
 
 
 def _parts(text: str, limit: int) -> Iterator[str]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from chatbench.errors import IntegrityError, UsageError
-from chatbench.storage import Manifest, verify
+from chatbench.storage import MANIFEST, Manifest, verify
 from chatbench.text.tokenizer import Tokenizer, open_tokenizer
 
 SHARD_TOKENS = 1 << 24
@@ -93,7 +93,7 @@ def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path} is not a readable shard: {error}") from error
 
 
@@ -141,7 +141,7 @@ class Corpus:
         self.folder = folder
         self.manifest = manifest
         self.tokenizer: Tokenizer = open_tokenizer(folder / "tokenizer")
-        self.fingerprint = manifest.info["fingerprint"]
+        self.fingerprint = str(manifest.info["fingerprint"])
 
     def split(self, name: str) -> TokenSplit:
         return TokenSplit(self.folder / name)
@@ -154,4 +154,7 @@ def open_corpus(folder: Path) -> Corpus:
         raise UsageError(
             f"{folder} {what}", hint=f"make one: chatbench preprocess INPUT... -o {folder}"
         )
-    return Corpus(folder, verify(folder, KIND))
+    manifest = verify(folder, KIND)
+    if "fingerprint" not in manifest.info:
+        raise IntegrityError(f"{folder / MANIFEST} has no fingerprint", hint="make it again")
+    return Corpus(folder, manifest)

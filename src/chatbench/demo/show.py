@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,22 @@ from chatbench.train.recipes import finetune, pretrain
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 _DIALOGUES = 8000
 _PASSAGES = 1500
+# Steps that suffice, and minutes that a slow machine may take instead: under four in all.
+_SHAPE = ModelSettings(hidden_size=128, n_heads=2)
+_PRETRAIN = TrainSettings(minutes=0.75, steps=160, seq_len=128, batch_tokens=2048)
+_FINETUNE = TrainSettings(minutes=2.25, steps=550, batch_tokens=2048)
+_OPTIM = OptimSettings(learning_rate=0.006)
 _ASKED = (("en", "address"), ("zh", "delivery_fee"), ("en", "returns"))
+_VERBS: dict[str, Callable[[Any], Path]] = {
+    "preprocess": preprocess,
+    "pretrain": pretrain,
+    "finetune": finetune,
+}
+_FOLDERS = ("corpus", "base", "bot", *(f"evaluation-{language}" for language in LANGUAGES))
+_FILES = (
+    "dialogues.jsonl", "prose.jsonl", "report.md",
+    *(f"questions-{language}.jsonl" for language in LANGUAGES),
+)  # fmt: skip
 _METRIC = "exact_fact_match"
 
 
@@ -46,13 +61,21 @@ def demo(settings: DemoSettings) -> int:
     begun = time.monotonic()
     out = Path(settings.out)
     if settings.fresh:
-        remove_folder(out)
+        _start_over(out)
     _write_sources(out, settings.seed)
     for verb, step in _steps(out, settings.seed):
         _run(verb, step)
     scores = [_judge(out, language) for language in LANGUAGES]
     _report(out, scores, time.monotonic() - begun)
     return _talk(out)
+
+
+def _start_over(out: Path) -> None:
+    """Remove what the demo makes, and nothing else that may lie in the folder."""
+    for name in _FOLDERS:
+        remove_folder(out / name)
+    for name in _FILES:
+        (out / name).unlink(missing_ok=True)
 
 
 def _write_sources(out: Path, seed: int) -> None:
@@ -81,18 +104,14 @@ def _steps(out: Path, seed: int) -> list[tuple[str, Any]]:
             ("preprocess", PreprocessSettings(inputs=sources, out=str(corpus), vocab_size=2048))
         )
     if not (base / "model").is_dir():
-        shape = ModelSettings(hidden_size=128, n_heads=2)
-        train = TrainSettings(minutes=0.8, steps=160, seq_len=128, batch_tokens=2048)
-        optim = OptimSettings()
         steps.append(
-            ("pretrain", PretrainSettings(data=str(corpus), out=str(base), seed=seed, model=shape,
-                                          train=train, optim=optim, resume=base.is_dir()))
+            ("pretrain", PretrainSettings(data=str(corpus), out=str(base), seed=seed, model=_SHAPE,
+                                          train=_PRETRAIN, optim=_OPTIM, resume=base.is_dir()))
         )  # fmt: skip
     if not (bot / "model").is_dir():
-        train = TrainSettings(minutes=2.0, steps=500, batch_tokens=2048)
         steps.append(
             ("finetune", FinetuneSettings(model=str(base), data=str(out / "dialogues.jsonl"),
-                                          out=str(bot), seed=seed, train=train,
+                                          out=str(bot), seed=seed, train=_FINETUNE, optim=_OPTIM,
                                           resume=bot.is_dir()))
         )  # fmt: skip
     return steps
@@ -103,7 +122,7 @@ def _run(verb: str, settings: Any) -> None:
     _show_command(command_line(verb, settings, positional))
     begun = time.monotonic()
     try:
-        {"preprocess": preprocess, "pretrain": pretrain, "finetune": finetune}[verb](settings)
+        _VERBS[verb](settings)
     except IntegrityError as error:
         hint = error.hint or ""
         raise IntegrityError(error.message, hint=f"{hint} (or start over: demo --fresh)") from error

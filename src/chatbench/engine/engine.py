@@ -169,7 +169,9 @@ class Engine:
 
     def _advance(self, row: _Row, scores: Tensor) -> Iterator[Piece]:
         room = self.context - len(row.request.ids)
-        number = choose(scores.cpu(), row.request.sampling, row.generator, row.seen())
+        # A table padded for speed has rows that stand for no token.
+        scores = scores[: self.tokenizer.vocab_size].cpu()
+        number = choose(scores, row.request.sampling, row.generator, row.seen())
         text = row.push(number, room)
         if text:
             yield Piece(row.request.key, text)

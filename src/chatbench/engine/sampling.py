@@ -1,6 +1,8 @@
-"""Logits of one row → the next id. Exact: the kept tokens are drawn from their renormalised mass."""
+"""Logits of one row → the next id. Exact: kept tokens are drawn from their renormalised mass."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -33,12 +35,12 @@ def likely_tokens(scores: Tensor, sampling: SamplingSettings) -> tuple[Tensor, T
     kept, ids = scores.topk(k)
     if sampling.top_p < 1.0:
         # Nucleus (Holtzman et al. 2020): the smallest set that reaches top_p.
-        before = kept.softmax(0).cumsum(0).roll(1)
+        before = kept.double().softmax(0).cumsum(0).roll(1)
         before[0] = 0.0
         count = int((before < sampling.top_p).sum())
         kept, ids = kept[:count], ids[:count]
     if sampling.min_p > 0.0:
-        count = int((kept.softmax(0) >= sampling.min_p * kept.softmax(0)[0]).sum())
+        count = int((kept.double() - kept[0] >= math.log(sampling.min_p)).sum())
         kept, ids = kept[:count], ids[:count]
     return kept, ids
 

@@ -1,4 +1,4 @@
-"""evaluate: a model folder and a test set → scores with signatures, and a folder that keeps them."""
+"""evaluate: a model folder and a test set → scores with signatures, and a folder keeping them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from chatbench.errors import DataError, IntegrityError, UsageError
 from chatbench.evaluate.tasks import (
     Question,
     answer,
+    fits,
     judged,
     likelihood,
     likelihood_scores,
@@ -43,12 +44,14 @@ class TestSet(NamedTuple):
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """What evaluate found out."""
+    """What evaluate found out. `failed`: rows that could not be read; `unanswered`: questions
+    that do not fit into the model's context and are in no score of replies."""
 
     model: str
     data: str
     scores: list[Score]
     failed: int = 0
+    unanswered: int = 0
 
 
 def evaluate(settings: EvaluateSettings) -> Evaluation:
@@ -63,14 +66,21 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     sums = likelihood(opened, test.texts, chats=False, batch_size=settings.batch_size)
     sums += likelihood(opened, test.chats, chats=True, batch_size=settings.batch_size)
     scores = likelihood_scores(sums, opened.model.config.context)
-    questions = test.questions[: settings.max_examples]
+    asked = test.questions[: settings.max_examples]
+    questions = [question for question in asked if fits(opened, question)]
+    unanswered = len(asked) - len(questions)
+    if unanswered:
+        console.notice(
+            f"{unanswered} of {len(asked)} questions do not fit into the model's context of "
+            f"{opened.model.config.context} tokens and were left out"
+        )
     sampling = SamplingSettings(
         temperature=settings.temperature, max_tokens=settings.max_tokens, seed=settings.seed
     )
     replies = answer(opened, questions, sampling, settings.batch_size) if questions else []
     pairs = judged(questions, replies)
     scores += score_all(pairs)
-    result = Evaluation(str(opened.folder), settings.data, scores, test.failed)
+    result = Evaluation(str(opened.folder), settings.data, scores, test.failed, unanswered)
     if out is not None:
         _write(out, settings, result, questions, pairs)
     return result
@@ -83,8 +93,10 @@ def _open_test_set(settings: EvaluateSettings, opened: OpenedModel) -> TestSet:
         test = _from_corpus(data, settings, opened)
     else:
         test = _from_files(settings, opened)
-    if not test.texts and not test.chats:
-        raise DataError(f"{data} holds nothing to judge by")
+    if not any(any(document.weights) for document in (*test.texts, *test.chats)):
+        raise DataError(
+            f"{data} holds nothing to judge by", hint="give texts, or dialogues with replies"
+        )
     return test
 
 
@@ -97,7 +109,8 @@ def _from_corpus(data: Path, settings: EvaluateSettings, opened: OpenedModel) ->
             hint="judge by the text itself, or preprocess it with --tokenizer",
         )
     split = corpus.split(settings.split)
-    texts, chats = [], []
+    texts: list[Rendered] = []
+    chats: list[Rendered] = []
     for number in range(len(split)):
         ids = split.ids(number).tolist()
         rendered = Rendered(ids, split.weights(number).tolist())

@@ -26,9 +26,14 @@ class Sums(NamedTuple):
     text_nats: float = 0.0
     text_bytes: int = 0
 
-    def __add__(self, other: object) -> Sums:  # type: ignore[override]
+    def __add__(self, other: object) -> Sums:
         assert isinstance(other, Sums)
-        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
+        return Sums(
+            self.nats + other.nats,
+            self.tokens + other.tokens,
+            self.text_nats + other.text_nats,
+            self.text_bytes + other.text_bytes,
+        )
 
 
 def likelihood(
@@ -85,10 +90,15 @@ def questions_of(
             yield Question(tuple(messages[:-1]), messages[-1].content, listed)
 
 
+def fits(opened: OpenedModel, question: Question) -> bool:
+    """Whether the model's context holds the question and the beginning of a reply."""
+    return len(reply_prompt(opened.tokenizer, question.messages)) < opened.model.config.context
+
+
 def answer(
     opened: OpenedModel, questions: Sequence[Question], sampling: SamplingSettings, batch_size: int
 ) -> list[Completion]:
-    """The model's replies, in order, several rows at once."""
+    """The model's replies, in order, several rows at once. Every question must fit."""
     engine = Engine(opened.model, opened.tokenizer, batch_size)
     prompts = [reply_prompt(opened.tokenizer, q.messages) for q in questions]
     requests = [Request(ids, sampling, number) for number, ids in enumerate(prompts)]

@@ -19,12 +19,12 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"{name} is not a device", hint="use auto, cpu, cuda or mps") from None
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+    count = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
     }
-    if not available.get(device.type, False):
+    if (device.index or 0) >= count.get(device.type, 0):
         raise EnvironmentFault(f"device {name} is not available here", hint="use --device cpu")
     return device
 
@@ -38,7 +38,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _bfloat16_is_fast(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     # CPUs with AMX or AVX512-BF16 gain 3x and more, others lose as much, so a rough look decides.

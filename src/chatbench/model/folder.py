@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -95,15 +96,18 @@ def read_config(folder: Path) -> ModelConfig:
         architecture = ARCHITECTURES.get(raw.get("model_type"))
     except FileNotFoundError:
         raise IntegrityError(f"{folder} has no {CONFIG}") from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise IntegrityError(f"{path} is not a readable configuration: {error}") from error
     if architecture is None:
         raise IntegrityError(
             f"{path} is of model_type {raw.get('model_type')!r}, which chatbench does not compute",
             hint=f"known: {', '.join(ARCHITECTURES)}",
         )
-    config: ModelConfig = architecture.read(raw)
-    return config
+    try:
+        # As a tuple, or the types would not be looked at.
+        return msgspec.convert(tuple(architecture.read(raw)), ModelConfig).check()
+    except (msgspec.ValidationError, AttributeError, TypeError, UsageError) as error:
+        raise IntegrityError(f"{path} does not describe a model: {error}") from error
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -35,6 +35,9 @@ class ModelConfig(NamedTuple):
 
     def check(self) -> ModelConfig:
         """Itself, or UsageError when the numbers do not fit together."""
+        for name, value in self._asdict().items():
+            if type(value) is int and value < 1:
+                raise UsageError(f"{name} is {value}, it must be at least 1")
         if self.n_heads % self.n_kv_heads:
             raise UsageError(
                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
@@ -106,7 +109,8 @@ class Block(nn.Module):
         self, x: Tensor, rotary: Tensor, packing: Packing | None, cache: LayerCache | None
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotary, packing, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x
 
 
 class Trunk(nn.Module):

@@ -112,13 +112,13 @@ def rouge(pairs: Sequence[Judged]) -> list[Score]:
     plain = RougeScorer(kinds)
     by_character = RougeScorer(kinds, tokenizer=_RougeTokenizer())
     totals = dict.fromkeys(kinds, 0.0)
-    for pair in pairs:
-        mixed = has_unspaced(pair.reference) or has_unspaced(pair.reply)
-        scorer = by_character if mixed else plain
+    mixed = [has_unspaced(pair.reference + pair.reply) for pair in pairs]
+    for pair, unspaced in zip(pairs, mixed, strict=True):
+        scorer = by_character if unspaced else plain
         for kind, result in scorer.score(pair.reference, pair.reply).items():
             totals[kind] += result.fmeasure
     version = getattr(rouge_score, "__version__", "0.1.2")
-    signature = f"f1|mean|tok:{'cjk-char' if _chinese(pairs) else 'default'}|rouge-score:{version}"
+    signature = f"f1|mean|tok:{'cjk-char' if any(mixed) else 'default'}|rouge-score:{version}"
     return [Score(k, 100 * totals[k] / len(pairs), len(pairs), signature) for k in kinds]
 
 
@@ -131,14 +131,20 @@ def distinct(pairs: Sequence[Judged]) -> list[Score]:
     for order in (1, 2):
         grams = [gram for reply in tokens for gram in ngrams(reply, order)]
         value = 100 * len(set(grams)) / len(grams) if grams else 0.0
-        scores.append(Score(f"distinct{order}", value, len(pairs), f"ngrams:{len(grams)}|nltk-words"))
+        signature = f"ngrams:{len(grams)}|nltk-words"
+        scores.append(Score(f"distinct{order}", value, len(pairs), signature))
     return scores
 
 
 def exact_match(pairs: Sequence[Judged]) -> list[Score]:
-    """Share of replies equal to their reference but for case, width and outer punctuation."""
-    hits = sum(words(pair.reply) == words(pair.reference) for pair in pairs)
+    """Share of replies equal to their reference but for case, width and punctuation."""
+    hits = sum(_bare(pair.reply) == _bare(pair.reference) for pair in pairs)
     return [Score("exact_match", 100 * hits / len(pairs), len(pairs), "nfkc|casefold|words")]
+
+
+def _bare(text: str) -> list[str]:
+    """The words; what has none, such as an emoji, stands for itself."""
+    return words(text) or [_folded(text)]
 
 
 def exact_fact_match(pairs: Sequence[Judged]) -> list[Score]:
@@ -161,7 +167,8 @@ def fact_hit(pair: Judged, known: Sequence[str]) -> bool:
 
 
 def contains_fact(text: str, fact: str) -> bool:
-    """Whether `fact` stands in `text` as a whole: "9:30" is not in "19:30", "tea" not in "team"."""
+    """Whether `fact` stands in `text` as a whole: "9:30" is not in "19:30", "tea" not in "team",
+    "12 yuan" not in "8.12 yuan"."""
     return _fact_pattern(fact).search(_folded(text)) is not None
 
 
@@ -172,9 +179,11 @@ def _folded(text: str) -> str:
 @lru_cache(maxsize=4096)
 def _fact_pattern(fact: str) -> re.Pattern[str]:
     folded = _folded(fact)
-    latin = "[0-9a-z]"
-    before = f"(?<!{latin})" if re.match(latin, folded) else ""
-    after = f"(?!{latin})" if re.search(f"{latin}$", folded) else ""
+    before = after = ""
+    if re.match(r"[0-9a-z]", folded):
+        before = r"(?<![0-9a-z])" + (r"(?<![0-9][.:])" if folded[0].isdigit() else "")
+    if re.search(r"[0-9a-z]$", folded):
+        after = r"(?![0-9a-z])" + (r"(?![.:][0-9])" if folded[-1].isdigit() else "")
     return re.compile(before + re.escape(folded) + after)
 
 

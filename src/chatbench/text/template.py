@@ -1,8 +1,8 @@
 """A conversation becomes ids and weights piece by piece; its contents never become control tokens.
 
-ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n`. Contents are stripped of outer white space, so the
-split pattern always parts `role\\n` from the content and the ids of a training prefix equal the ids
-of the chat prompt.
+ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n`. Contents are stripped of outer white space, so
+the split pattern always parts `role\\n` from the content and the ids of a training prefix equal the
+ids of the chat prompt.
 """
 
 from __future__ import annotations

@@ -158,11 +158,12 @@ class PackedRows:
         start = 0
         while start < len(ids) - 1:
             end = min(start + limit, len(ids))
-            if end < len(ids):
-                later = turns[(turns > start) & (turns <= end)]
-                end = int(later[-1]) if len(later) else end
+            borders = turns[(turns > start) & (turns <= end)] if end < len(ids) else turns[:0]
+            if len(borders):
+                end = int(borders[-1])
             spans.append(Span(document, start, end))
-            start = end
+            # Inside a turn the last token is read again, so that the next one stays a target.
+            start = end if len(borders) else end - 1
         return spans
 
     def count(self) -> int:

@@ -1,7 +1,8 @@
-"""A checkpoint is a folder: a whole model, the optimiser, the state, and a manifest over all three."""
+"""A checkpoint is a folder: a whole model, the optimiser, the state, a manifest over all three."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ class TrainState(msgspec.Struct):
     seconds: float = 0.0
     window_total: float = 0.0
     window_weight: float = 0.0
+    validated: int = 0
     log_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     fingerprint: str = ""
 
@@ -46,6 +48,12 @@ def checkpoints_of(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
+def clear_leftovers(run: Path) -> None:
+    """Remove what a killed run left half written or half deleted."""
+    for path in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def save(
     run: Path,
     state: TrainState,
@@ -56,9 +64,10 @@ def save(
     provenance: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write a checkpoint, then drop the oldest beyond `keep`."""
+    """Write a checkpoint, then drop the oldest beyond `keep` and any of a later step, which is
+    one that a resume found damaged and went back behind."""
     final = run / "checkpoints" / f"step-{state.step:08d}"
-    # replace: a damaged checkpoint that a resume went back behind may bear the same name.
+    # replace: such a one may bear the same name.
     with new_folder(final, KIND, {"step": state.step}, replace=True) as folder:
         write_model(folder / "model", config, weights, tokenizer, provenance)
         save_file(
@@ -66,8 +75,10 @@ def save(
             folder / _OPTIMIZER,
         )
         write_json(folder / _STATE, state)
-    for old in checkpoints_of(run)[:-keep]:
-        remove_folder(old)
+    kept = [path for path in checkpoints_of(run) if path <= final][-keep:]
+    for path in checkpoints_of(run):
+        if path not in kept:
+            remove_folder(path)
     return final
 
 

@@ -1,4 +1,4 @@
-"""Weighted next-token likelihood: pretraining with weights one, finetuning with the replies' weights."""
+"""Weighted next-token likelihood: weights one in pretraining, the replies' in finetuning."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Likelihood:
         hidden = model(batch.ids, packing=batch.packing)
         # Only rows that count reach the head: on dialogues that is half of the largest product.
         counted = batch.weights.flatten().nonzero().squeeze(1)
-        logits = model.logits(hidden.flatten(0, 1)[counted]).float()
+        logits = model.logits(hidden.flatten(0, 1)[counted])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits, batch.targets.flatten()[counted], reduction="none")
         weights = batch.weights.flatten()[counted]
         metrics = {}

@@ -101,7 +101,7 @@ class Trainer:
             if self._stop is not None:
                 self._save(monitor)
                 self._raise_stopped(self._stop)
-            if state.step % self._plan.eval_every:
+            if state.validated != state.step:
                 self._validate(monitor)
             self._save(monitor)
         return self._finish()
@@ -171,6 +171,7 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, monitor: Monitor) -> None:
+        self._state.validated = self._state.step
         total = weight = nats = size = 0.0
         for batch in self._objective.validation():
             loss = self._objective.loss(self._model, batch.to(self._device))

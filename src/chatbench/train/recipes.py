@@ -30,7 +30,7 @@ from chatbench.train.plan import (
     model_config,
     show_plan,
 )
-from chatbench.train.run import Run, RunSettings, open_run
+from chatbench.train.run import CONFIG, Run, RunSettings, open_run
 
 _PROMPT_CHARACTERS = 24
 _FINETUNE_BATCH_TOKENS = 4096
@@ -93,7 +93,7 @@ def _train(
     """The part that all training shares; `base` names the model that a finetune starts from."""
     plan = make_plan(
         settings.train, settings.optim, seq_len=seq_len, batch_tokens=batch_tokens,
-        rows_per_epoch=rows.count(),
+        rows_per_epoch=rows.count(), hidden_size=model.config.hidden_size, finetune=bool(base),
         default_minutes=None if base else DEFAULT_PRETRAIN_MINUTES,
         default_epochs=DEFAULT_FINETUNE_EPOCHS if base else None,
     )  # fmt: skip
@@ -104,9 +104,12 @@ def _train(
     show_plan(
         plan, model.config, model.parameter_count(), rows.count(), settings.dtype, device.type
     )
+    fitting = [prompt for prompt in prompts if len(prompt.ids) < model.config.context]
+    if len(fitting) < len(prompts):
+        console.notice(f"{len(prompts) - len(fitting)} sample prompts do not fit into the context")
     trainer = Trainer(
         run.path, plan, settings.train, settings.optim, model, corpus.tokenizer,
-        Likelihood(batches, validation, corpus.tokenizer), prompts,
+        Likelihood(batches, validation, corpus.tokenizer), fitting,
         _provenance(corpus, base), corpus.fingerprint, pick_dtype(settings.dtype, device),
     )  # fmt: skip
     if restored is not None:
@@ -127,10 +130,14 @@ def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer) -> Corpus:
                 hint=f"give the .jsonl itself, or preprocess it with --tokenizer {settings.model}",
             )
         return corpus
-    made = Path(settings.out) / "corpus"
-    if not made.is_dir():
+    run = Path(settings.out)
+    made = run / "corpus"
+    # Without a config.toml it belongs to an attempt that never began, perhaps on other data.
+    if not (made.is_dir() and (run / CONFIG).is_file()):
         preprocess(
-            PreprocessSettings(inputs=[str(data)], out=str(made), tokenizer=str(settings.model))
+            PreprocessSettings(
+                inputs=[str(data)], out=str(made), tokenizer=str(settings.model), overwrite=True
+            )
         )
     return open_corpus(made)
 

@@ -23,7 +23,7 @@ from chatbench.train import checkpoint
 RunSettings = PretrainSettings | FinetuneSettings
 CONFIG = "config.toml"
 _FREE_TO_CHANGE = frozenset(
-    ("resume", "device", "train.keep", "train.save_every", "train.save_minutes",
+    ("out", "resume", "device", "train.keep", "train.save_every", "train.save_minutes",
      "train.tensorboard")
 )  # fmt: skip
 
@@ -51,6 +51,7 @@ class Run(NamedTuple):
         if not stored.is_file():
             write_json(self.path / "environment.json", _environment())
             save_toml(settings, stored)
+        checkpoint.clear_leftovers(self.path)
         restored = checkpoint.load_newest(self.path)
         if restored is not None and restored.state.fingerprint != fingerprint:
             raise IntegrityError(

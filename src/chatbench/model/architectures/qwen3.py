@@ -13,14 +13,13 @@ def read(raw: dict[str, Any]) -> ModelConfig:
 
     Raises IntegrityError for what the model asks for and we do not compute.
     """
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    ropes = [raw[key] for key in ("rope_parameters", "rope_scaling") if raw.get(key)]
+    scaled = {rope.get("rope_type", rope.get("type")) for rope in ropes} - {None, "default"}
     _refuse(raw.get("use_sliding_window"), "sliding-window attention")
     _refuse(
         set(raw.get("layer_types") or ()) - {"full_attention"}, "layer_types beside full_attention"
     )
-    _refuse(
-        rope.get("rope_type", rope.get("type", "default")) != "default", "scaled rotary positions"
-    )
+    _refuse(scaled, "scaled rotary positions")
     _refuse(raw.get("attention_bias"), "attention biases")
     _refuse(raw.get("hidden_act", "silu") != "silu", f"activation {raw.get('hidden_act')}")
     try:
@@ -34,7 +33,7 @@ def read(raw: dict[str, Any]) -> ModelConfig:
             head_dim=raw.get("head_dim") or 128,
             ffn_size=raw["intermediate_size"],
             context=raw["max_position_embeddings"],
-            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
+            rope_theta=next((t for r in [*ropes, raw] if (t := r.get("rope_theta"))), 10_000.0),
             norm_eps=raw.get("rms_norm_eps", 1e-6),
             tie_embeddings=raw.get("tie_word_embeddings", False),
         )

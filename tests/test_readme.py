@@ -1,0 +1,73 @@
+"""What the README tells people to type works as written."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, sample_chats, sample_texts, write_jsonl
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.S | re.M)
+# The first limit reached ends a run, so a few steps stand in for the minutes that are written.
+QUICK = {
+    "CHATBENCH_TRAIN_STEPS": "4",
+    "CHATBENCH_MODEL_N_LAYERS": "1",
+    "CHATBENCH_MODEL_HIDDEN_SIZE": "32",
+    "CHATBENCH_MODEL_N_HEADS": "2",
+    "CHATBENCH_SAMPLING_MAX_TOKENS": "8",
+}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a person's own files in it."""
+    place = tmp_path_factory.mktemp("desk")
+    (place / "my-texts").mkdir()
+    for number, text in enumerate(sample_texts(40)):
+        (place / "my-texts" / f"{number}.txt").write_text(text, encoding="utf-8")
+    write_jsonl(place / "my-chats.jsonl", sample_chats())
+    return place
+
+
+def test_the_readme_has_blocks_to_run() -> None:
+    assert len(BLOCKS) >= 3
+
+
+def test_the_blocks_run_one_after_another(desk: Path) -> None:
+    binaries = str(Path(sys.executable).parent)
+    environment = {**os.environ, **QUICK, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    for block in BLOCKS:
+        done = subprocess.run(
+            ["bash", "-eu", "-o", "pipefail", "-c", block], cwd=desk, env=environment,
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_flag_the_readme_names_exists() -> None:
+    from chatbench.config import leaves
+    from chatbench.settings import (
+        ChatSettings,
+        DemoSettings,
+        EvaluateSettings,
+        FinetuneSettings,
+        PreprocessSettings,
+        PretrainSettings,
+    )
+
+    every = (ChatSettings, DemoSettings, EvaluateSettings, FinetuneSettings, PreprocessSettings,
+             PretrainSettings)  # fmt: skip
+    known = {"--set", "--config", "--print-config", "--help", "--version"}
+    for settings in every:
+        for leaf in leaves(settings):
+            known.add("--" + leaf.name.replace("_", "-"))
+            if leaf.meta is not None and leaf.meta.extra is not None:
+                known.update(leaf.meta.extra["names"])
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    assert named <= known, named - known

@@ -1,0 +1,129 @@
+"""From what a person said to what will be done."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from chatbench.errors import UsageError
+from chatbench.settings import ModelSettings, OptimSettings, TrainSettings
+from chatbench.train.plan import SIZES, Plan, make_plan, model_config, show_plan
+
+
+def plan(rows: int = 100, **train: object) -> Plan:
+    return make_plan(
+        TrainSettings(**train), OptimSettings(), seq_len=64, batch_tokens=512,
+        rows_per_epoch=rows, default_minutes=10.0,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("train", "steps"),
+    [
+        ({"steps": 7}, 7),
+        ({"tokens": 5000}, 10),
+        ({"tokens": 5120}, 10),
+        ({"tokens": 5121}, 11),
+        ({"epochs": 2}, 25),
+        ({"epochs": 0.001}, 1),
+        ({"steps": 30, "epochs": 2}, 25),
+        ({"steps": 30, "tokens": 512}, 1),
+    ],
+)
+def test_any_unit_of_length_becomes_steps_and_the_first_reached_ends(
+    train: dict[str, object], steps: int
+) -> None:
+    made = plan(**train)
+    assert (made.steps, made.minutes) == (steps, None)
+
+
+def test_without_a_length_the_default_is_a_time() -> None:
+    assert (plan().steps, plan().minutes) == (None, 10.0)
+
+
+def test_a_default_of_epochs_gives_way_to_any_length() -> None:
+    def made(settings: TrainSettings) -> Plan:
+        return make_plan(
+            settings, OptimSettings(), seq_len=64, batch_tokens=512, rows_per_epoch=80,
+            default_epochs=3.0,
+        )  # fmt: skip
+
+    assert made(TrainSettings()).steps == 30
+    assert made(TrainSettings(minutes=1)).steps is None
+
+
+def test_progress_follows_the_nearest_limit() -> None:
+    made = plan(steps=10, minutes=2)
+    assert made.progress(5, 0) == 0.5
+    assert made.progress(1, 90) == 0.75
+    assert plan(minutes=1).progress(10**6, 30) == 0.5
+    assert plan(steps=4).progress(4, 10**9) == 1.0
+
+
+def test_the_batch_is_given_in_tokens_and_the_micro_batch_in_rows(rng: random.Random) -> None:
+    assert plan().rows_per_step == 8
+    assert plan(batch_tokens=640).rows_per_step == 10
+    assert plan(batch_tokens=8).rows_per_step == 1
+    micro = rng.randint(1, 20)
+    assert plan(micro_batch=micro).micro_batch == min(8, micro)
+
+
+def test_cadences_follow_the_length_and_can_be_given() -> None:
+    assert plan(steps=100).eval_every == 20
+    assert plan(steps=2).eval_every == 1
+    assert plan(steps=100_000).eval_every == 250
+    assert plan(steps=100).save_every == 100
+    given = plan(steps=100, eval_every=3, save_every=5)
+    assert (given.eval_every, given.sample_every, given.save_every) == (3, 3, 5)
+    assert plan(steps=100, sample_every=9).sample_every == 9
+
+
+def test_each_optimiser_has_its_own_default_rate() -> None:
+    def rate(**optim: object) -> float:
+        made = make_plan(
+            TrainSettings(steps=1), OptimSettings(**optim), seq_len=8, batch_tokens=8,
+            rows_per_epoch=1,
+        )  # type: ignore[arg-type]  # fmt: skip
+        return made.learning_rate
+
+    assert rate() > rate(optimizer="adamw") > 0
+    assert rate(learning_rate=0.25) == 0.25
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+def test_sizes_by_name_are_whole_models(size: str) -> None:
+    config = model_config(ModelSettings(size=size), None, 1000)  # type: ignore[arg-type]
+    assert config.n_heads * config.head_dim == config.hidden_size
+    assert config.context == SIZES[size].seq_len
+    assert config.vocab_size == 1000
+
+
+def test_explicit_numbers_win_over_the_size(rng: random.Random) -> None:
+    heads = rng.randint(1, 8)
+    config = model_config(
+        ModelSettings(hidden_size=16 * heads, n_heads=heads, n_layers=3, ffn_size=40), 99, 300
+    )
+    assert config[:8] == (300, 3, 16 * heads, heads, heads, 16, 40, 99)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"hidden_size": 100, "n_heads": 3}, "hidden_size 100"),
+        ({"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads 3"),
+        ({"hidden_size": 16, "head_dim": 5}, "head_dim 5"),
+    ],
+)
+def test_numbers_that_do_not_fit_together_are_named(given: dict[str, int], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        model_config(ModelSettings(**given), None, 300)  # type: ignore[arg-type]
+
+
+def test_the_plan_is_told_to_people_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    config = model_config(ModelSettings(), None, 300)
+    show_plan(plan(steps=50), config, 1_234_567, 100, "float32", "cpu")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for word in ("4 layers", "1.23M parameters", "50 steps", "4 epochs", "float32 on cpu"):
+        assert word in shown.err
