@@ -17,7 +17,6 @@ from chatbench.config import (
     environment_name,
     leaves,
     resolve,
-    save_toml,
     to_toml,
 )
 from chatbench.errors import ExitCode, UsageError
@@ -220,7 +219,7 @@ def test_what_is_written_reads_back_the_same(
         }
         found = resolve(kind, flags=flags, environ={})
         path = tmp_path / "config.toml"
-        save_toml(found.settings, path)
+        path.write_text(to_toml(found.settings), encoding="utf-8")
         assert resolve(kind, config_file=path, environ={}).settings == found.settings
         shown = to_toml(found.settings, found.sources)
         assert resolve(kind, config_file=toml(tmp_path, shown), environ={}).settings == (

@@ -217,20 +217,20 @@ def test_what_somebody_put_there_meanwhile_is_not_replaced(tmp_path: Path) -> No
 def test_only_an_empty_folder_or_one_of_the_same_kind_may_be_replaced(
     finished: Path, tmp_path: Path
 ) -> None:
-    require_own(finished, "thing")
-    require_own(tmp_path / "absent", "thing")
+    require_own(finished, "thing", overwrite=True)
+    require_own(tmp_path / "absent", "thing", overwrite=True)
     (tmp_path / "hollow").mkdir()
-    require_own(tmp_path / "hollow", "thing")
+    require_own(tmp_path / "hollow", "thing", overwrite=True)
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "cat.jpg").touch()
     (tmp_path / "file").touch()
     for path, kind in ((photos, "thing"), (finished, "other"), (tmp_path / "file", "thing")):
         with pytest.raises(UsageError, match="is not replaced"):
-            require_own(path, kind)
+            require_own(path, kind, overwrite=True)
     (photos / MANIFEST).write_text('{"name": "an extension"}')
     with pytest.raises(UsageError, match="is not replaced"):
-        require_own(photos, "thing")
+        require_own(photos, "thing", overwrite=True)
 
 
 def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path) -> None:

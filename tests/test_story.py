@@ -50,7 +50,8 @@ def test_every_checkpoint_and_run_can_be_talked_to(story: Path, cli: Cli) -> Non
 
 
 def test_finetuning_taught_the_replies(story: Path) -> None:
-    rows = [json.loads(line) for line in (story / "bot" / "metrics.jsonl").open()]
+    lines = (story / "bot" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     losses = [row["val_loss"] for row in rows if "val_loss" in row]
     assert losses[-1] < 0.6 * losses[0]
 

@@ -6,13 +6,13 @@ import os
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from chatbench.errors import UsageError, did_you_mean
-from chatbench.storage import write_file
 
 S = TypeVar("S", bound=msgspec.Struct)
 ENVIRONMENT_PREFIX = "CHATBENCH_"
@@ -56,13 +56,18 @@ class Resolved(msgspec.Struct, Generic[S]):
     sources: dict[str, str]
 
 
-def leaves(settings_type: type[msgspec.Struct], prefix: str = "") -> Iterator[Leaf]:
+@lru_cache
+def leaves(settings_type: type[msgspec.Struct]) -> tuple[Leaf, ...]:
     """Every setting of a (nested) settings struct, in the order of its text."""
+    return tuple(_leaves(settings_type, ""))
+
+
+def _leaves(settings_type: type[msgspec.Struct], prefix: str) -> Iterator[Leaf]:
     hints = typing.get_type_hints(settings_type, include_extras=True)
     for field in msgspec.structs.fields(settings_type):
         annotation = hints[field.name]
         if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
-            yield from leaves(annotation, f"{prefix}{field.name}.")
+            yield from _leaves(annotation, f"{prefix}{field.name}.")
             continue
         default = field.default
         if default is msgspec.NODEFAULT and field.default_factory is not msgspec.NODEFAULT:
@@ -212,11 +217,6 @@ def to_toml(settings: msgspec.Struct, sources: Mapping[str, str] | None = None) 
         "\n".join(([f"[{name}]"] if name else []) + lines) for name, lines in sections.items()
     ]
     return "\n\n".join(blocks) + "\n"
-
-
-def save_toml(settings: msgspec.Struct, path: Path) -> None:
-    """Write the resolved settings where a later `-c` can read them."""
-    write_file(path, to_toml(settings).encode())
 
 
 def differing_keys(one: msgspec.Struct, other: msgspec.Struct) -> dict[str, tuple[Any, Any]]:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from chatbench.errors import EnvironmentFault
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -82,9 +84,17 @@ def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def emit(text: str, end: str = "\n") -> None:
-    """Data, on stdout, at once."""
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
+    """Data, on stdout, at once. Raises EnvironmentFault when stdout is closed or full."""
+    if sys.stdout is None:
+        raise EnvironmentFault("stdout is closed", hint="give it a terminal, a file or a pipe")
+    try:
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence_stdout()
+        raise EnvironmentFault(f"cannot write to stdout: {error.strerror}") from error
 
 
 def stdout_is_terminal() -> bool:

@@ -5,8 +5,6 @@ The command line, the environment, the TOML file, `--print-config` and the run f
 `--set section.name=value`.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 import msgspec

@@ -166,13 +166,17 @@ def _require_free(final: Path, replace: bool) -> None:
         raise UsageError(f"{final} exists already", hint="choose another place")
 
 
-def require_own(final: Path, kind: str) -> None:
-    """Refuse to replace what was not written here: only an empty or a finished folder of `kind`.
+def require_own(final: Path, kind: str, *, overwrite: bool) -> None:
+    """Refuse to write over anything, or with `overwrite` over anything but a `kind` made here.
 
     Raises UsageError.
     """
-    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+    if not final.exists() or (overwrite and final.is_dir() and not any(final.iterdir())):
         return
+    if not overwrite:
+        raise UsageError(
+            f"{final} exists already", hint="choose another -o, or replace it with --overwrite"
+        )
     try:
         manifest = read_manifest(final)
     except IntegrityError:

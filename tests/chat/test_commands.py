@@ -72,9 +72,7 @@ def test_every_word_for_retrying_answers_anew_until_stopped(
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("/hlep", "/help"), ("/retyr", "/retry")])
-def test_an_unknown_command_names_the_nearest(
-    session: ChatSession, typed: str, meant: str
-) -> None:
+def test_an_unknown_command_names_the_nearest(session: ChatSession, typed: str, meant: str) -> None:
     with pytest.raises(UsageError) as caught:
         run_command(session, typed)
     assert str(caught.value) == f"there is no command {typed}; did you mean {meant}?"

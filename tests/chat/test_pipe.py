@@ -18,6 +18,7 @@ from chatbench.chat import start
 from chatbench.chat.pipe import JsonLines, continue_text, reply_once
 from chatbench.chat.session import ChatSession
 from chatbench.engine import engine
+from chatbench.errors import UsageError
 from chatbench.model.folder import OpenedModel, open_model
 from chatbench.settings import ChatSettings, SamplingSettings
 
@@ -127,6 +128,24 @@ def test_the_prompt_and_piped_text_are_joined(
     assert seen == [asked]
 
 
+@pytest.mark.parametrize(("jsonl", "why"), [(True, "stdin is closed"), (False, "no text")])
+def test_a_closed_stdin_is_a_mistake_and_no_crash(
+    monkeypatch: pytest.MonkeyPatch, base_run: Path, jsonl: bool, why: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match=why):
+        start.chat(settings_for(base_run, jsonl=jsonl))
+
+
+def test_neither_prompt_nor_piped_text_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, base_run: Path
+) -> None:
+    with open(os.devnull, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(UsageError, match="give -p TEXT or pipe text in"):
+            start.chat(settings_for(base_run))
+
+
 # -- JSON Lines ----------------------------------------------------------------------------------
 
 
@@ -163,9 +182,30 @@ def test_each_line_has_its_own_sampling(ask: Ask) -> None:
     _, replies = ask(
         {"prompt": "tea", "max_tokens": 1},
         {"prompt": "tea"},
-        {"prompt": "tea", "temperature": 2.0, "top_k": 0, "top_p": 1.0, "seed": 1},
-        {"prompt": "tea", "temperature": 2.0, "top_k": 0, "top_p": 1.0, "seed": 2},
-        {"prompt": "tea", "temperature": 2.0, "top_k": 0, "top_p": 1.0, "seed": 1},
+        {
+            "prompt": "tea",
+            "temperature": 2.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "max_tokens": 12,
+            "seed": 1,
+        },
+        {
+            "prompt": "tea",
+            "temperature": 2.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "max_tokens": 12,
+            "seed": 2,
+        },
+        {
+            "prompt": "tea",
+            "temperature": 2.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "max_tokens": 12,
+            "seed": 1,
+        },
     )
     texts = [reply["text"] for reply in replies]
     assert replies[0]["usage"]["completion_tokens"] == 1
@@ -269,13 +309,3 @@ def test_a_reader_that_leaves_ends_the_program_quietly(base_run: Path, tmp_path:
     )
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == "141\n"
-
-
-def test_a_closed_stdin_is_a_mistake_and_no_crash(base_run: Path) -> None:
-    command = f"{sys.executable} -m chatbench chat -m {base_run} --jsonl <&-"
-    done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: stdin is closed")
-    assert done.stdout == ""

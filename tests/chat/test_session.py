@@ -25,6 +25,15 @@ def opened(base_run: Path) -> OpenedModel:
     return open_model(base_run, torch.device("cpu"))
 
 
+@pytest.fixture(scope="module")
+def endless(base_run: Path) -> OpenedModel:
+    """The same, but it never ends a reply by itself."""
+    opened = open_model(base_run, torch.device("cpu"))
+    with torch.no_grad():  # logits of zero, which are never the largest
+        opened.model.model.embed_tokens.weight[list(opened.tokenizer.control_ids)] = 0.0
+    return opened
+
+
 def session_of(
     opened: OpenedModel, system: str | None = None, tokens: int = 3, seed: int | None = None
 ) -> ChatSession:
@@ -91,7 +100,7 @@ def test_the_system_prompt_comes_first_and_stays(opened: OpenedModel) -> None:
 
 
 def test_the_oldest_exchanges_are_forgotten_whole_and_the_person_is_told(
-    opened: OpenedModel
+    opened: OpenedModel,
 ) -> None:
     session = session_of(opened, system="Hi")
     told = []
@@ -109,7 +118,7 @@ def test_the_oldest_exchanges_are_forgotten_whole_and_the_person_is_told(
 
 
 def test_a_message_too_long_is_refused_with_its_length_and_nothing_changes(
-    opened: OpenedModel
+    opened: OpenedModel,
 ) -> None:
     session = session_of(opened)
     list(session.send("a"))
@@ -121,8 +130,8 @@ def test_a_message_too_long_is_refused_with_its_length_and_nothing_changes(
     assert completed(list(session.send("b"))).text is not None
 
 
-def test_a_stopped_reply_is_kept_as_far_as_it_came(opened: OpenedModel) -> None:
-    session = session_of(opened, tokens=30)
+def test_a_stopped_reply_is_kept_as_far_as_it_came(endless: OpenedModel) -> None:
+    session = session_of(endless, tokens=30)
     events = list(session.send("a", after(4)))
     reply = completed(events)
     assert reply.finish_reason == "cancelled"
@@ -131,8 +140,8 @@ def test_a_stopped_reply_is_kept_as_far_as_it_came(opened: OpenedModel) -> None:
     assert completed(list(session.send("b"))).cached_tokens > 0, "and the conversation goes on"
 
 
-def test_retry_answers_the_last_message_anew(opened: OpenedModel) -> None:
-    session = session_of(opened, tokens=12, seed=3)
+def test_retry_answers_the_last_message_anew(endless: OpenedModel) -> None:
+    session = session_of(endless, tokens=12, seed=3)
     list(session.send("a"))
     first = list(session.messages)
     again = completed(list(session.retry()))
@@ -142,8 +151,8 @@ def test_retry_answers_the_last_message_anew(opened: OpenedModel) -> None:
     assert session.messages[1] != first[1], "the seed moves on with every reply"
 
 
-def test_retry_can_be_stopped(opened: OpenedModel) -> None:
-    session = session_of(opened, tokens=30)
+def test_retry_can_be_stopped(endless: OpenedModel) -> None:
+    session = session_of(endless, tokens=30)
     list(session.send("a"))
     assert completed(list(session.retry(after(2)))).finish_reason == "cancelled"
 

@@ -53,7 +53,7 @@ def test_muon_is_torchs_muon(rng: random.Random) -> None:
         reference.step()
     for one, other, start in zip(ours, theirs, begun, strict=True):
         moved = float((other - start).norm().detach())
-        assert float((one - other).norm().detach()) < 0.02 * moved
+        assert float((one - other).norm().detach()) < 0.04 * moved
 
 
 def test_muon_in_float32_equals_a_slow_reference(rng: random.Random) -> None:

@@ -102,7 +102,11 @@ def test_sizes_by_name_are_whole_models(size: str) -> None:
 def test_explicit_numbers_win_over_the_size(rng: random.Random) -> None:
     heads = rng.randint(1, 8)
     config = model_config(
-        ModelSettings(hidden_size=16 * heads, n_heads=heads, n_layers=3, ffn_size=40), 99, 300
+        ModelSettings(
+            hidden_size=16 * heads, n_heads=heads, n_kv_heads=heads, n_layers=3, ffn_size=40
+        ),
+        99,
+        300,
     )
     assert config[:8] == (300, 3, 16 * heads, heads, heads, 16, 40, 99)
 

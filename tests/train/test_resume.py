@@ -231,9 +231,7 @@ def test_a_run_killed_before_its_last_word_does_not_repeat_itself(
 
 
 @pytest.fixture
-def stopped(
-    forks: Forks, corpus_folder: Path, tmp_path: Path
-) -> Path:
+def stopped(forks: Forks, corpus_folder: Path, tmp_path: Path) -> Path:
     """A run stopped after its 21st step or later, with at least two checkpoints."""
     run = tmp_path / "stopped"
     watch = {"watch": str(run / "metrics.jsonl"), "lines": 5}

@@ -42,9 +42,7 @@ class ChatSession:
         self.used = 0
         self._replies = 0
 
-    def send(
-        self, text: str, cancelled: Callable[[], bool] = lambda: False
-    ) -> Iterator[Event]:
+    def send(self, text: str, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Say something; the events of the reply. A reply that is cancelled is kept as far as it
         came. Raises UsageError, with the conversation as it was, when the message is too long."""
         self.messages.append(Message("user", text))

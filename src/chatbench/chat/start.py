@@ -38,12 +38,13 @@ def chat(settings: ChatSettings) -> int:
 
 def _prompt(settings: ChatSettings) -> str | None:
     """-p and piped text, joined; None for a conversation. Raises UsageError."""
-    given = settings.prompt if settings.prompt != "-" else None
-    piped = None if console.stdin_is_terminal() else _read_stdin()
+    asked_for = settings.prompt == "-"
+    given = None if asked_for else settings.prompt
+    piped = _read_stdin() if asked_for or not console.stdin_is_terminal() else None
     parts = [part for part in (given, piped) if part and part.strip()]
     if parts:
         return "\n\n".join(parts)
-    if not console.stdin_is_terminal() or settings.raw:
+    if asked_for or settings.raw or not console.stdin_is_terminal():
         raise UsageError("there is no text to answer", hint="give -p TEXT or pipe text in")
     if not console.stdout_is_terminal():
         raise UsageError("a conversation needs a terminal", hint="give -p TEXT or pipe text in")

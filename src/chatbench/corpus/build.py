@@ -85,12 +85,7 @@ def preprocess(settings: PreprocessSettings) -> Path:
         raise UsageError("no input is given", hint="name files or folders to read")
     if settings.val_fraction + settings.test_fraction >= 1:
         raise UsageError("val_fraction and test_fraction leave nothing to train on")
-    if out.exists() and not settings.overwrite:
-        raise UsageError(
-            f"{out} exists already", hint="choose another -o, or replace it with --overwrite"
-        )
-    if settings.overwrite:
-        require_own(out, KIND)
+    require_own(out, KIND, overwrite=settings.overwrite)
     inside = out.resolve()
     files = [f for f in find_files(settings.inputs) if inside not in f.resolve().parents]
     info: dict[str, object] = {}

@@ -13,7 +13,7 @@ from chatbench.conversation import as_json, parse_messages
 from chatbench.corpus.document import Document, Failure
 from chatbench.corpus.readers import find_files, read_file
 from chatbench.corpus.shards import open_corpus
-from chatbench.errors import DataError, IntegrityError, UsageError
+from chatbench.errors import DataError, IntegrityError
 from chatbench.evaluate.tasks import (
     Question,
     answer,
@@ -26,7 +26,7 @@ from chatbench.evaluate.tasks import (
 from chatbench.model.device import pick_device
 from chatbench.model.folder import OpenedModel, open_model
 from chatbench.settings import EvaluateSettings, SamplingSettings
-from chatbench.storage import new_folder, pretty_json, write_file, write_json
+from chatbench.storage import new_folder, pretty_json, require_own, write_file, write_json
 from chatbench.text.metrics import Judged, Score, fact_hit, score_all
 from chatbench.text.template import Rendered, render_batch, render_texts
 
@@ -57,10 +57,8 @@ class Evaluation(msgspec.Struct, frozen=True):
 def evaluate(settings: EvaluateSettings) -> Evaluation:
     """Score `settings.model` on `settings.data`; writes `settings.out` when one is given."""
     out = None if settings.out is None else Path(settings.out)
-    if out is not None and out.exists() and not settings.overwrite:
-        raise UsageError(
-            f"{out} exists already", hint="choose another -o, or replace it with --overwrite"
-        )
+    if out is not None:
+        require_own(out, KIND, overwrite=settings.overwrite)
     opened = open_model(Path(settings.model), pick_device(settings.device))
     test = _open_test_set(settings, opened)
     sums = likelihood(opened, test.texts, chats=False, batch_size=settings.batch_size)

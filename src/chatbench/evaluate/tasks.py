@@ -52,9 +52,7 @@ def likelihood(
         counted = np.asarray(document.weights, bool)
         values = nats.numpy()[counted]
         size = bytes_of[np.asarray(document.ids)[counted]]
-        total += Sums(
-            math.fsum(values), len(values), math.fsum(values[size > 0]), int(size.sum())
-        )
+        total += Sums(math.fsum(values), len(values), math.fsum(values[size > 0]), int(size.sum()))
     return total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from chatbench.errors import IntegrityError, UsageError, did_you_mean
+from chatbench.errors import IntegrityError, UsageError
 from chatbench.model.architectures import qwen3
 from chatbench.model.attention import rotary_table
 from chatbench.model.transformer import GPT, ModelConfig
@@ -44,8 +45,12 @@ def find_model(path: Path) -> Path:
     if checkpoints:
         return checkpoints[-1]
     if not path.exists():
-        near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UsageError(f"{path} does not exist", hint=did_you_mean(str(path), near[:50]))
+        near = [p.name for p in path.absolute().parent.glob("*")][:200]
+        close = get_close_matches(path.name, near, n=1, cutoff=0.75)
+        hint = (
+            f"did you mean {path.parent / close[0]}?" if close else "train one, or check the path"
+        )
+        raise UsageError(f"{path} does not exist", hint=hint)
     raise UsageError(
         f"{path} holds no model", hint="name a folder with config.json, or a run folder"
     )

@@ -86,4 +86,4 @@ def _event_writer(run: Path, start: int) -> Any:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)

@@ -21,9 +21,9 @@ class Batch(NamedTuple):
     packing: Packing | None
 
     def to(self, device: torch.device) -> Batch:
-        moved = (t.to(device, non_blocking=True) for t in (self.ids, self.targets, self.weights))
-        packing = None if self.packing is None else Packing(*(t.to(device) for t in self.packing))
-        return Batch(*moved, packing)
+        packing = self.packing and Packing(*(t.to(device) for t in self.packing))
+        ids, targets, weights = (t.to(device, non_blocking=True) for t in self[:3])
+        return Batch(ids, targets, weights, packing)
 
 
 class Loss(NamedTuple):

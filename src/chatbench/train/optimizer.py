@@ -63,7 +63,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """Push the singular values of each matrix (N, rows, columns) towards one."""
     a, b, c = _NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT

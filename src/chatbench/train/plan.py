@@ -63,7 +63,8 @@ def model_config(settings: ModelSettings, seq_len: int | None, vocab_size: int) 
         head_dim, rest = divmod(hidden, n_heads)
         if rest:
             raise UsageError(f"hidden_size {hidden} is not a multiple of n_heads {n_heads}")
-    default_kv = size.n_kv_heads if n_heads == size.n_heads else n_heads
+    whole = hidden == size.hidden_size and settings.n_heads is None
+    default_kv = size.n_kv_heads if whole else n_heads
     ffn = settings.ffn_size or _round_up(hidden * 8 / 3)
     return ModelConfig(
         vocab_size=vocab_size,

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from chatbench import __version__
-from chatbench.config import differing_keys, resolve, save_toml
+from chatbench.config import differing_keys, resolve, to_toml
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.model.device import dtype_name, pick_dtype
 from chatbench.settings import FinetuneSettings, PretrainSettings
-from chatbench.storage import LOCK, FolderLock, disk_errors, write_json
+from chatbench.storage import LOCK, FolderLock, disk_errors, write_file, write_json
 from chatbench.train import checkpoint
 
 RunSettings = PretrainSettings | FinetuneSettings
@@ -50,7 +50,7 @@ class Run(NamedTuple):
             settings.dtype = "bfloat16" if fast else "float32"
         if not stored.is_file():
             write_json(self.path / "environment.json", _environment())
-            save_toml(settings, stored)
+            write_file(stored, to_toml(settings).encode())
         checkpoint.clear_leftovers(self.path)
         restored = checkpoint.load_newest(self.path)
         if restored is not None and restored.state.fingerprint != fingerprint:
