@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable
 from typing import Annotated
 
@@ -147,7 +148,14 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
         console.fail(str(EnvironmentFault(f"{error.strerror}: {error.filename or 'output'}")))
         return ExitCode.ENVIRONMENT
+    if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
+        console.fail("not enough memory for this; lower --micro-batch, --batch-size or the model")
+        return ExitCode.ENVIRONMENT
     raise error
+
+
+# What torch says on the CPU and on a GPU.
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 
 
 _ENVIRONMENT_ERRORS = (

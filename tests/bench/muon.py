@@ -24,7 +24,7 @@ def matrices(width: int, layers: int) -> list[nn.Parameter]:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     dtype = pick_dtype("auto", torch.device("cpu"))
     for width, layers in ((128, 4), (256, 4), (384, 6)):
         ours = Muon(matrices(width, layers), 1e-3, 0.95, 0.1, dtype)

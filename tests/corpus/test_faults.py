@@ -20,7 +20,7 @@ from chatbench.settings import PreprocessSettings
 from chatbench.storage import LOCK, remove_folder, verify
 from conftest import sample_chats, sample_texts, write_jsonl
 
-KILLS = 12
+KILLS = 20
 VOCABULARY = 450
 
 

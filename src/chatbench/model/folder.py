@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from chatbench.errors import IntegrityError, UsageError
@@ -123,7 +123,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             f"{folder} has no {WEIGHTS}", hint="other weight files, pickles above all, are not read"
         )
     try:
-        return dict(load_file(path))
+        # Read, not mapped: a file that shrinks under a mapping kills the process.
+        return dict(load(path.read_bytes()))
     except (SafetensorError, ValueError) as error:
         raise IntegrityError(
             f"{path} is damaged: {error}", hint="restore it from a copy or make it again"

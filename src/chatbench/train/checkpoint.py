@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from chatbench import console
@@ -103,7 +103,7 @@ def _load(path: Path) -> Restored:
     verify(path, KIND)
     try:
         state = msgspec.json.decode((path / _STATE).read_bytes(), type=TrainState)
-        optimizer = dict(load_file(path / _OPTIMIZER))
+        optimizer = dict(load((path / _OPTIMIZER).read_bytes()))
     except (msgspec.DecodeError, SafetensorError, OSError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
     return Restored(state, read_weights(path / "model"), optimizer, path)

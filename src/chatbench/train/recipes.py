@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from chatbench.train.plan import (
 from chatbench.train.run import CONFIG, Run, RunSettings, open_run
 
 _PROMPT_CHARACTERS = 24
+_SAMPLES = 2
 _FINETUNE_BATCH_TOKENS = 4096
 
 
@@ -144,34 +146,29 @@ def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer) -> Corpus:
 
 def _chat_prompts(given: list[str], corpus: Corpus) -> list[Prompt]:
     """What the samples answer: as given, or first questions of the validation split."""
-    asked = given or [m[0].content for m in _held_out_messages(corpus) if m]
-    return [Prompt(t, reply_prompt(corpus.tokenizer, [Message("user", t)])) for t in asked]
+    asked = given or [
+        next((m.content for m in parse_messages(row["messages"]) if m.role == "user"), "")
+        for row in _held_out_rows(corpus, "messages")
+    ]
+    tokenizer = corpus.tokenizer
+    return [Prompt(t, reply_prompt(tokenizer, [Message("user", t)])) for t in asked if t]
 
 
 def _text_prompts(given: list[str], corpus: Corpus) -> list[Prompt]:
-    """What the samples continue: as given, or beginnings of the validation split."""
+    """What the samples continue: as given, or beginnings of validation texts, else questions."""
     tokenizer = corpus.tokenizer
-    begun = given or [text[:_PROMPT_CHARACTERS] for text in _held_out_texts(corpus)]
-    return [
+    begun = given or [row["text"][:_PROMPT_CHARACTERS] for row in _held_out_rows(corpus, "text")]
+    prompts = [
         Prompt(text, [tokenizer.end_of_text, *tokenizer.encode(text)]) for text in begun if text
     ]
+    return prompts or _chat_prompts([], corpus)
 
 
-def _held_out_rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
+def _held_out_rows(corpus: Corpus, key: str) -> Iterator[dict[str, Any]]:
+    """The first rows of the validation split that have this key."""
     with open(corpus.folder / "val.jsonl", "rb") as handle:
-        for _, line in zip(range(2), handle, strict=False):
-            yield msgspec.json.decode(line)
-
-
-def _held_out_messages(corpus: Corpus) -> Iterator[list[Message]]:
-    for row in _held_out_rows(corpus):
-        if "messages" in row:
-            yield [m for m in parse_messages(row["messages"]) if m.role == "user"]
-
-
-def _held_out_texts(corpus: Corpus) -> Iterator[str]:
-    for row in _held_out_rows(corpus):
-        yield row["text"] if "text" in row else row["messages"][0]["content"]
+        rows = map(msgspec.json.decode, handle)
+        yield from islice((row for row in rows if key in row), _SAMPLES)
 
 
 def _provenance(corpus: Corpus, base: str | None) -> dict[str, Any]:
