@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from chatbench.conversation import (
     ROLES,
-    Conversation,
     Message,
     as_json,
     exchange,
@@ -51,8 +50,3 @@ def test_an_exchange_has_a_system_turn_only_when_there_is_one() -> None:
     assert [m.role for m in exchange("q", "a")] == ["user", "assistant"]
     assert [m.role for m in exchange("q", "a", "")] == ["user", "assistant"]
     assert exchange("q", "a", "s")[0] == Message("system", "s")
-
-
-def test_only_a_conversation_with_a_reply_is_supervised() -> None:
-    assert Conversation(exchange("q", "a")).supervised
-    assert not Conversation((Message("user", "q"), Message("system", "s"))).supervised

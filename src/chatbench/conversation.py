@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import msgspec
 
@@ -13,16 +13,6 @@ ROLES: tuple[str, ...] = get_args(Role)
 class Message(msgspec.Struct, frozen=True):
     role: Role
     content: str
-
-
-class Conversation(msgspec.Struct, frozen=True):
-    messages: tuple[Message, ...]
-    meta: dict[str, Any] = {}
-
-    @property
-    def supervised(self) -> bool:
-        """Whether there is a reply to learn from."""
-        return any(message.role == "assistant" for message in self.messages)
 
 
 def parse_messages(raw: object) -> tuple[Message, ...]:

@@ -22,6 +22,9 @@ def knob(help: str, **bounds: Any) -> Meta:
     return Meta(description=help, **bounds)
 
 
+LARGEST_SEED = 2**62
+
+
 class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     """Base of all settings: unknown keys are errors."""
 
@@ -29,7 +32,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
 class PreprocessSettings(Settings):
     """What `preprocess` reads, how it splits it, and the tokenizer it trains."""
 
-    out: Annotated[str, flag("Corpus folder to write", "-o")]
+    out: Annotated[str, flag("Corpus folder to write (required)", "-o")]
     inputs: Annotated[list[str], knob("Files and folders to read")] = field(default_factory=list)
     tokenizer: (
         Annotated[str, flag("Use the tokenizer of this model or corpus folder", panel="Tokenizer")]
@@ -78,7 +81,15 @@ class TrainSettings(Settings):
     """How long, how much at once, and how often to look."""
 
     minutes: (
-        Annotated[float, flag("Stop after this many minutes", "--max-time", panel="Length", gt=0)]
+        Annotated[
+            float,
+            flag(
+                "Stop after this many minutes (without any limit: pretrain 10)",
+                "--max-time",
+                panel="Length",
+                gt=0,
+            ),
+        ]
         | None
     ) = None
     steps: Annotated[
@@ -93,19 +104,33 @@ class TrainSettings(Settings):
     epochs: (
         Annotated[
             float,
-            flag("Stop after this many passes", "--num-train-epochs", panel="Length", gt=0),
+            flag(
+                "Stop after this many passes (without any limit: finetune 3)",
+                "--num-train-epochs",
+                panel="Length",
+                gt=0,
+            ),
         ]
         | None
     ) = None
     seq_len: (
         Annotated[
             int,
-            flag("Tokens a training row holds", "--block-size", "--max-seq-length", ge=8),
+            flag(
+                "Tokens a training row holds; in pretrain also the model's context",
+                "--block-size",
+                "--max-seq-length",
+                ge=8,
+            ),
         ]
         | None
     ) = None
     batch_tokens: (
-        Annotated[int, flag("Tokens per step", "--total-batch-tokens", panel="Batch", ge=8)] | None
+        Annotated[
+            int,
+            flag("Tokens per step (default: by size)", "--total-batch-tokens", panel="Batch", ge=8),
+        ]
+        | None
     ) = None
     micro_batch: Annotated[
         int,
@@ -140,7 +165,10 @@ class OptimSettings(Settings):
              panel="Optimiser"),
     ] = "muon"  # fmt: skip
     learning_rate: (
-        Annotated[float, flag("Peak learning rate", "--lr", panel="Optimiser", gt=0)] | None
+        Annotated[
+            float, flag("Peak learning rate (default: by width)", "--lr", panel="Optimiser", gt=0)
+        ]
+        | None
     ) = None
     weight_decay: Annotated[float, flag("Decay of the matrices", panel="Optimiser", ge=0)] = 0.1
     warmup: Annotated[float, knob("Share of the run that warms up", ge=0, le=1)] = 0.02
@@ -155,10 +183,10 @@ class OptimSettings(Settings):
 class PretrainSettings(Settings):
     """A model from nothing, on a corpus folder."""
 
-    data: Annotated[str, flag("Corpus folder made by preprocess", "-d")]
-    out: Annotated[str, flag("Run folder to write", "-o", "--out-dir", "--output-dir")]
+    data: Annotated[str, flag("Corpus folder made by preprocess (required)", "-d")]
+    out: Annotated[str, flag("Run folder to write (required)", "-o", "--out-dir", "--output-dir")]
     resume: Annotated[bool, flag("Continue what is in the run folder")] = False
-    seed: Annotated[int, flag("Seed of weights and data order", ge=0)] = 0
+    seed: Annotated[int, flag("Seed of weights and data order", ge=0, le=LARGEST_SEED)] = 0
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
@@ -172,14 +200,14 @@ class PretrainSettings(Settings):
 class FinetuneSettings(Settings):
     """A trained model, on dialogues."""
 
-    model: Annotated[str, flag("Model or run folder to start from", "-m", "--init-from")]
-    data: Annotated[str, flag("Dialogues (.jsonl) or a corpus folder", "-d")]
-    out: Annotated[str, flag("Run folder to write", "-o", "--out-dir", "--output-dir")]
+    model: Annotated[str, flag("Model or run folder to start from (required)", "-m", "--init-from")]
+    data: Annotated[str, flag("Dialogues (.jsonl) or a corpus folder (required)", "-d")]
+    out: Annotated[str, flag("Run folder to write (required)", "-o", "--out-dir", "--output-dir")]
     resume: Annotated[bool, flag("Continue what is in the run folder")] = False
     train_on: Annotated[
         Literal["assistant", "all"], flag("Learn the replies only, or every token")
     ] = "assistant"
-    seed: Annotated[int, flag("Seed of the data order", ge=0)] = 0
+    seed: Annotated[int, flag("Seed of the data order", ge=0, le=LARGEST_SEED)] = 0
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
@@ -209,7 +237,9 @@ class SamplingSettings(Settings):
     max_tokens: Annotated[
         int, flag("Longest reply", "-n", "--max-new-tokens", panel="Sampling", ge=1)
     ] = 256
-    seed: Annotated[int, flag("Seed of the choice", panel="Sampling", ge=0)] | None = None
+    seed: (
+        Annotated[int, flag("Seed of the choice", panel="Sampling", ge=0, le=LARGEST_SEED)] | None
+    ) = None
     stop: Annotated[
         list[str], flag("End the reply before this text; repeatable", panel="Sampling")
     ] = field(default_factory=list)
@@ -218,8 +248,8 @@ class SamplingSettings(Settings):
 class EvaluateSettings(Settings):
     """A model, and the texts or dialogues it is judged by."""
 
-    model: Annotated[str, flag("Model or run folder", "-m")]
-    data: Annotated[str, flag("Corpus folder, or a file of texts or dialogues", "-d")]
+    model: Annotated[str, flag("Model or run folder (required)", "-m")]
+    data: Annotated[str, flag("Corpus folder, or a file of texts or dialogues (required)", "-d")]
     out: Annotated[str, flag("Folder for results.json and samples.jsonl", "-o")] | None = None
     split: Annotated[Literal["train", "val", "test"], flag("Split of a corpus folder")] = "test"
     max_examples: (
@@ -229,7 +259,7 @@ class EvaluateSettings(Settings):
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     max_tokens: Annotated[int, flag("Longest reply", "-n", "--max-new-tokens", ge=1)] = 128
     temperature: Annotated[float, flag("0 always takes the likeliest token", "--temp", ge=0)] = 0.0
-    seed: Annotated[int, flag("Seed of the choice", ge=0)] = 0
+    seed: Annotated[int, flag("Seed of the choice", ge=0, le=LARGEST_SEED)] = 0
     json: Annotated[bool, flag("Print the scores as JSON")] = False
     overwrite: Annotated[bool, flag("Replace results that are already there")] = False
 
@@ -237,8 +267,11 @@ class EvaluateSettings(Settings):
 class ChatSettings(Settings):
     """A model to talk to."""
 
-    model: Annotated[str, flag("Model or run folder", "-m")]
-    prompt: Annotated[str, flag("Answer this and end; - reads stdin", "-p")] | None = None
+    model: Annotated[str, flag("Model or run folder (required)", "-m")]
+    prompt: (
+        Annotated[str, flag("Answer this and end; - (and no -p in a pipe) reads stdin", "-p")]
+        | None
+    ) = None
     system: Annotated[str, flag("System prompt", "-s", "--system-prompt")] | None = None
     jsonl: Annotated[bool, flag("One JSON request a line in, one JSON reply a line out")] = False
     raw: Annotated[bool, flag("Continue the text instead of answering (base models)")] = False
@@ -253,7 +286,7 @@ class DemoSettings(Settings):
 
     out: Annotated[str, flag("Folder for everything the demo makes", "-o")] = "runs/demo"
     fresh: Annotated[bool, flag("Start over")] = False
-    seed: Annotated[int, flag("Seed of corpus, weights and data order", ge=0)] = 0
+    seed: Annotated[int, flag("Seed of corpus, weights and data order", ge=0, le=LARGEST_SEED)] = 0
 
 
 def replace(settings: Any, **changes: Any) -> Any:

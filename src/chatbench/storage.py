@@ -213,23 +213,44 @@ def _move_into_place(staging: Path, final: Path) -> None:
     # A killed writer may have left its `old`.
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
+    replaced = final.exists()
+    if replaced:
         os.rename(final, old)
-    os.rename(staging, final)
+    try:
+        os.rename(staging, final)
+    except OSError:
+        if replaced:
+            os.rename(old, final)
+        raise
     # Not before: a folder without its lock is free to be cleared.
     (final / LOCK).unlink()
     fsync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
+def recover(folder: Path) -> None:
+    """Clear what killed writers left in `folder`; a folder whose replacement never came returns."""
+    for old in folder.glob(".*.old"):
+        final = folder / old.name.removeprefix(".").removesuffix(".old")
+        if final.exists() or not (old / MANIFEST).is_file():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, final)
+    for partial in folder.glob(".*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def read_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest, or None when it has none. Raises IntegrityError when unreadable."""
+    """The folder's manifest, or None when it has none of ours. Raises IntegrityError when
+    unreadable."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if isinstance(error, msgspec.ValidationError) and b'"format"' not in path.read_bytes():
+            return None  # another program's
         raise IntegrityError(f"{path} cannot be read: {error}") from error
     if manifest.format != FORMAT:
         raise IntegrityError(f"{path} has format {manifest.format!r}, this program reads {FORMAT}")

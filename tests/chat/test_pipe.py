@@ -112,10 +112,10 @@ def settings_for(base_run: Path, **given: Any) -> ChatSettings:
 @pytest.mark.parametrize(
     ("given", "piped", "asked"),
     [("hello", b"", "hello"), (None, "你好\n".encode(), "你好\n"), ("-", b"x", "x"),
-     ("Sum up:", b"a text", "Sum up:\n\na text"), ("hello", b"  \n", "hello"),
-     (None, b"\xffbad", "\ufffdbad")],
+     ("Sum up:", b"of the loop", "Sum up:"), ("hello", b"  \n", "hello"),
+     (None, b"\xffbad", "\ufffdbad"), ("\udcff?", b"", "??")],
 )  # fmt: skip
-def test_the_prompt_and_piped_text_are_joined(
+def test_what_is_asked_is_the_prompt_or_else_what_is_piped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, base_run: Path, given: str | None,
     piped: bytes, asked: str,
 ) -> None:  # fmt: skip

@@ -226,3 +226,28 @@ def test_what_is_no_conversation_is_not_loaded(
 def test_a_missing_file_is_named(opened: OpenedModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         session_of(opened).load(tmp_path / "none.jsonl")
+
+
+def test_saving_adds_a_line_and_keeps_those_before(opened: OpenedModel, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"messages": "older"}')
+    session = ChatSession(opened, SamplingSettings(max_tokens=2))
+    list(session.send("hi"))
+    session.save(path)
+    list(session.send("again"))
+    session.save(path)
+    lines = path.read_text().splitlines()
+    assert lines[0] == '{"messages": "older"}'
+    assert [len(json.loads(line)["messages"]) for line in lines[1:]] == [2, 4]
+    session.load(path)
+    assert len(session.messages) == 4
+
+
+def test_a_refused_retry_keeps_the_reply(opened: OpenedModel) -> None:
+    session = ChatSession(opened, SamplingSettings(max_tokens=2))
+    list(session.send("hi"))
+    before = list(session.messages)
+    session.system = "long " * opened.model.config.context
+    with pytest.raises(UsageError):
+        list(session.retry())
+    assert session.messages == before

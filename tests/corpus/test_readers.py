@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from chatbench.conversation import Message, exchange
 from chatbench.corpus.document import Document, Failure
 from chatbench.corpus.readers import (
-    conversations_of,
     find_files,
     parse_row,
     read_file,
@@ -110,7 +109,7 @@ def test_blank_lines_are_no_records(tmp_path: Path) -> None:
 def test_a_written_row_reads_back_as_the_same_document(tmp_path: Path) -> None:
     before = [
         Document("s:1", text=TEXT, meta={"n": 1}),
-        Document("s:2", messages=exchange("q", "a", "be kind"), meta={"text": "note", "facts": []}),
+        Document("s:2", messages=exchange("q", "a", "be kind"), meta={"note": "x", "facts": []}),
     ]
     path = write_jsonl(tmp_path / "val.jsonl", [document.as_row() for document in before])
     after = documents(path)
@@ -118,18 +117,6 @@ def test_a_written_row_reads_back_as_the_same_document(tmp_path: Path) -> None:
         (d.text, d.messages, d.meta) for d in before
     ]
     assert [d.digest() for d in after] == [d.digest() for d in before]
-
-
-def test_conversations_of_a_file_come_with_the_rest_of_their_rows(tmp_path: Path) -> None:
-    path = written(
-        tmp_path / "a.jsonl", '{"text": "a"}\n{"question": "q", "answer": "a", "id": 7}\n{oops\n'
-    )
-    failures: list[Failure] = []
-    assert list(conversations_of(path, failures.append)) == [(exchange("q", "a"), {"id": 7})]
-    assert [failure.source for failure in failures] == [f"{path}:3"]
-
-
-# ---- damage
 
 
 def test_bad_json_in_line_3_of_5_is_one_failure_and_the_others_are_kept(tmp_path: Path) -> None:
@@ -341,9 +328,30 @@ def test_a_digest_depends_on_the_content_alone() -> None:
     assert text.digest() == Document("b:7", text="hi").digest()
     assert len(text.digest()) == 16
     others = [
-        Document("a", text="hi "),
+        Document("a", text="h i"),
         Document("a", messages=(Message("user", "hi"),)),
         Document("a", messages=(Message("assistant", "hi"),)),
         Document("a", messages=(Message("user", "h"), Message("user", "i"))),
     ]
     assert len({document.digest() for document in (text, *others)}) == 5
+
+
+def test_a_digest_does_not_see_what_a_model_does_not_see() -> None:
+    assert Document("a", text=" caf\u00e9\n").digest() == Document("b", text="cafe\u0301").digest()
+    chat = (Message("user", "hi "), Message("assistant", "\u00e9"))
+    same = (Message("user", "hi"), Message("assistant", "e\u0301\n"))
+    assert Document("a", messages=chat).digest() == Document("b", messages=same).digest()
+
+
+def test_a_pair_may_bring_its_system_prompt(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "f.jsonl",
+        [{"prompt": "q", "completion": "a", "system": "be kind"},
+         {"prompt": "q", "completion": "a", "system": 7},
+         {"messages": [{"role": "user", "content": "q"}], "text": None}],
+    )  # fmt: skip
+    good, bad, chat = read_file(path, LENGTH)
+    assert good == Document(f"{path}:1", messages=exchange("q", "a", "be kind"))
+    assert isinstance(bad, Failure)
+    assert isinstance(chat, Document)
+    assert chat.meta == {}

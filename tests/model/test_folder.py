@@ -21,6 +21,7 @@ from chatbench.model.folder import (
     find_model,
     open_model,
     read_config,
+    read_provenance,
     stored_weights,
     write_model,
 )
@@ -356,3 +357,14 @@ def test_a_folder_or_file_that_is_no_model_is_a_usage_error(tmp_path: Path) -> N
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(UsageError, match="holds no model"):
             open_model(path, CPU)
+
+
+def test_another_programs_manifest_does_not_matter(folder: Path) -> None:
+    for place in (folder, folder.parent):
+        (place / "manifest.json").write_text('{"name": "a web page", "icons": []}')
+    assert open_model(folder, CPU).folder == folder
+
+
+def test_a_model_knows_how_its_corpus_was_split(base_run: Path) -> None:
+    noted = read_provenance(base_run / "model")
+    assert noted["split"] == {"val_fraction": 0.15, "test_fraction": 0.15}

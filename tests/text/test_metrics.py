@@ -272,3 +272,20 @@ def test_every_score_says_over_how_many_and_how(rng: random.Random) -> None:
             assert score.n == 7, name
             assert score.signature, name
             assert 0 <= score.value <= 100.0001, name
+
+
+def test_punctuation_inside_a_reply_does_not_count() -> None:
+    pair = Judged("We close at 6! See you soon.", "We close at 6. See you soon.")
+    assert exact_match([pair])[0].value == 100
+    assert words("We open at 9. Bye.") == ["we", "open", "at", "9", "bye"]
+
+
+def test_facts_end_where_numbers_end() -> None:
+    assert not contains_fact("it costs 1,200 yuan", "200 yuan")
+    assert not contains_fact("十八元", "八元")
+    assert contains_fact("一共八元。", "八元")
+
+
+@pytest.mark.parametrize("text", ["Чай стоит пять рублей", "차는 오천 원입니다", "café très bon"])
+def test_identical_text_of_any_script_scores_100(text: str) -> None:
+    assert [score.value for score in rouge([Judged(text, text)])] == pytest.approx([100] * 3)

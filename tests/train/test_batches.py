@@ -433,3 +433,34 @@ def test_bits_per_byte_of_a_uniform_model_is_known(corpus_folder: Path, tokenize
     assert sum(loss.metrics["text_bytes"] for loss in losses) == text
     nats = sum(loss.metrics["text_nats"] for loss in losses)
     assert nats == pytest.approx(spelled * math.log(tokenizer.vocab_size), rel=1e-6)
+
+
+USER, ASSISTANT = 52, 53
+
+
+def test_a_long_dialogue_is_cut_before_a_question_where_one_fits(
+    rng: random.Random, tmp_path: Path
+) -> None:
+    ids: list[int] = []
+    weights: list[int] = []
+    for turn in range(12):
+        length = rng.randint(1, 6)
+        role = ASSISTANT if turn % 2 else USER
+        ids += [TURN, role, *(rng.randrange(END) for _ in range(length))]
+        weights += [0, 0] + [turn % 2] * length
+    split = split_of(tmp_path, [(ids, weights)])
+    for seq_len in range(20, len(ids)):  # two turns take at most sixteen
+        rows = PackedRows(split, seq_len, TURN, 0, user_turn=[TURN, USER])
+        for number in range(rows.count()):
+            for piece_ids, *_ in pieces_of(rows.row(0, number)):
+                assert piece_ids[:2] == [TURN, USER]
+
+
+def test_plain_texts_are_not_replies(tmp_path: Path) -> None:
+    text, chat = ([1, 2, 3, END], [1, 1, 1, 1]), ([TURN, 4, TURN, 5], [0, 0, 0, 1])
+    split = split_of(tmp_path, [text, chat])
+    replies = PackedRows(split, 64, TURN, 0)
+    every = PackedRows(split, 64, TURN, 0, learn_all=True)
+    assert (replies.skipped, every.skipped) == (1, 0)
+    assert replies.row(0, 0).weights.sum() == 1
+    assert every.row(0, 0).weights.sum() == 6

@@ -131,3 +131,16 @@ def test_the_plan_is_told_to_people_alone(capsys: pytest.CaptureFixture[str]) ->
     assert shown.out == ""
     for word in ("4 layers", "1.23M parameters", "50 steps", "4 epochs", "float32 on cpu"):
         assert word in shown.err
+
+
+def test_a_small_set_still_gets_steps_unless_the_batch_is_given() -> None:
+    def made(rows: int, **train: object) -> Plan:
+        return make_plan(
+            TrainSettings(**train), OptimSettings(), seq_len=64, batch_tokens=4096,
+            rows_per_epoch=rows, default_epochs=3.0,
+        )  # type: ignore[arg-type]  # fmt: skip
+
+    assert made(5).steps == 15
+    assert made(40).steps == 30
+    assert made(40, batch_tokens=4096).steps == 2
+    assert made(6400).rows_per_step == 64

@@ -14,7 +14,7 @@ import torch
 from chatbench.config import resolve
 from chatbench.errors import DataError, IntegrityError, InUseError, UsageError
 from chatbench.settings import FinetuneSettings, PretrainSettings, TrainSettings
-from chatbench.storage import FolderLock
+from chatbench.storage import FolderLock, recover
 from chatbench.train import checkpoint
 from chatbench.train.checkpoint import TrainState, checkpoints_of
 from chatbench.train.recipes import finetune, pretrain
@@ -183,11 +183,15 @@ def test_without_checkpoints_there_is_nothing_to_restore(tmp_path: Path) -> None
     assert checkpoint.load_newest(tmp_path) is None
 
 
-def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
-    for name in (".step-00000001.partial", ".step-00000002.old", "step-00000003"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    checkpoint.clear_leftovers(tmp_path)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+def test_what_a_killed_run_left_is_cleared_and_what_it_moved_aside_returns(
+    tmp_path: Path,
+) -> None:
+    for name in (".step-1.partial", ".step-2.old", "step-2", ".step-3.old", ".step-4.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").touch()
+    (tmp_path / ".step-4.old" / "manifest.json").unlink()
+    recover(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-2", "step-3"]
 
 
 # -- finetune ----------------------------------------------------------------------------------

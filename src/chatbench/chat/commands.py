@@ -87,7 +87,7 @@ def retry(session: ChatSession, argument: str) -> Reply:
 
 
 def save(session: ChatSession, argument: str) -> Reply:
-    """FILE: write the conversation as a line of training data"""
+    """FILE: add the conversation to it as a line of training data"""
     if not argument:
         raise UsageError("/save needs a file name", hint="/save chat.jsonl")
     session.save(Path(argument))
@@ -95,7 +95,7 @@ def save(session: ChatSession, argument: str) -> Reply:
 
 
 def load(session: ChatSession, argument: str) -> Reply:
-    """FILE: go on with a saved conversation"""
+    """FILE: go on with the conversation that was saved last"""
     if not argument:
         raise UsageError("/load needs a file name", hint="/load chat.jsonl")
     session.load(Path(argument))

@@ -56,9 +56,14 @@ class ChatSession:
         """Answer the last message anew. Raises UsageError when there is none."""
         if not any(message.role == "user" for message in self.messages):
             raise UsageError("there is nothing to answer again", hint="say something first")
+        before = list(self.messages)
         while self.messages[-1].role != "user":
             self.messages.pop()
-        yield from self._reply(cancelled)
+        try:
+            yield from self._reply(cancelled)
+        except UsageError:
+            self.messages = before
+            raise
 
     def clear(self) -> None:
         self.messages.clear()
@@ -95,12 +100,18 @@ class ChatSession:
         )
 
     def save(self, path: Path) -> None:
-        """One line of JSON that `finetune -d` accepts. Raises UsageError when nothing was said."""
+        """Add the conversation to `path` as a line of JSON that `finetune -d` accepts.
+
+        Raises UsageError when nothing was said, EnvironmentFault when it cannot be written.
+        """
         if not self.messages:
             raise UsageError("there is nothing to save", hint="say something first")
         opening = [Message("system", self.system)] if self.system else []
         row = {"messages": as_json([*opening, *self.messages])}
-        write_file(path, msgspec.json.encode(row) + b"\n")
+        before = path.read_bytes() if path.is_file() else b""
+        if before and not before.endswith(b"\n"):
+            before += b"\n"
+        write_file(path, before + msgspec.json.encode(row) + b"\n")
 
     def load(self, path: Path) -> None:
         """Continue what `save` wrote. Raises UsageError."""

@@ -37,14 +37,18 @@ def chat(settings: ChatSettings) -> int:
 
 
 def _prompt(settings: ChatSettings) -> str | None:
-    """-p and piped text, joined; None for a conversation. Raises UsageError."""
-    asked_for = settings.prompt == "-"
-    given = None if asked_for else settings.prompt
-    piped = _read_stdin() if asked_for or not console.stdin_is_terminal() else None
-    parts = [part for part in (given, piped) if part and part.strip()]
-    if parts:
-        return "\n\n".join(parts)
-    if asked_for or settings.raw or not console.stdin_is_terminal():
+    """What to answer: -p, else piped text; None for a conversation. Raises UsageError.
+
+    With -p stdin is left alone: in a shell loop it belongs to the loop.
+    """
+    piped = settings.prompt == "-" or not console.stdin_is_terminal()
+    text = None if settings.prompt == "-" else settings.prompt
+    if text is None and piped:
+        text = _read_stdin()
+    if text and text.strip():
+        # What a shell passes need not be UTF-8.
+        return text.encode("utf-8", errors="replace").decode("utf-8")
+    if piped or settings.raw or settings.prompt is not None:
         raise UsageError("there is no text to answer", hint="give -p TEXT or pipe text in")
     if not console.stdout_is_terminal():
         raise UsageError("a conversation needs a terminal", hint="give -p TEXT or pipe text in")

@@ -189,9 +189,7 @@ def _judge(
 
 def _tokenizer(settings: PreprocessSettings, spool: Spool, splits: list[str]) -> Tokenizer:
     if settings.tokenizer is not None:
-        folder = Path(settings.tokenizer)
-        inner = next((f for f in (folder / "tokenizer", folder / "model") if f.is_dir()), folder)
-        return open_tokenizer(inner)
+        return open_tokenizer(_find_tokenizer(Path(settings.tokenizer)))
     console.say(f"training a tokenizer of {settings.vocab_size} entries")
     texts = (
         text
@@ -200,6 +198,15 @@ def _tokenizer(settings: PreprocessSettings, spool: Spool, splits: list[str]) ->
         for text in document.texts()
     )
     return train_tokenizer(texts, settings.vocab_size)
+
+
+def _find_tokenizer(folder: Path) -> Path:
+    """Where the tokenizer of a corpus, run or model folder lies. Raises UsageError."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} does not exist", hint="name a model, run or corpus folder")
+    places = [folder / "tokenizer", folder / "model"]
+    places += sorted(folder.glob("checkpoints/step-*/model"))[-1:]
+    return next((place for place in places if place.is_dir()), folder)
 
 
 def _write_splits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from typing import Any
 
 import msgspec
@@ -19,8 +20,14 @@ class Document(msgspec.Struct, frozen=True):
     meta: dict[str, Any] = {}
 
     def digest(self) -> bytes:
-        """16 bytes that depend on the content alone (not on source or meta)."""
-        content = self.text if self.messages is None else as_json(self.messages)
+        """16 bytes that depend on what a model would see alone: not on source, meta, outer white
+        space or the Unicode composition of characters."""
+        turns = self.messages or (Message("user", self.text or ""),)
+        seen = [
+            [message.role, unicodedata.normalize("NFC", message.content.strip())]
+            for message in turns
+        ]
+        content = seen if self.messages is not None else seen[0][1]
         return hashlib.sha256(msgspec.json.encode(content)).digest()[:16]
 
     def texts(self) -> list[str]:
@@ -37,7 +44,7 @@ class Document(msgspec.Struct, frozen=True):
         content: dict[str, Any] = (
             {"text": self.text} if self.messages is None else {"messages": as_json(self.messages)}
         )
-        return {**content, **self.meta, "source": self.source}
+        return {**self.meta, **content, "source": self.source}
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -6,13 +6,13 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import msgspec
 
-from chatbench.conversation import Message, exchange, parse_messages
+from chatbench.conversation import exchange, parse_messages
 from chatbench.corpus.document import Document, Failure
 from chatbench.errors import DataError, EnvironmentFault, UsageError
 
@@ -136,7 +136,11 @@ def _document(row: dict[str, Any], source: str) -> Document:
     for prompt, completion in _PROMPT_KEYS:
         if prompt in row and completion in row:
             pair = _strings(row, prompt, completion)
-            return Document(source, messages=exchange(*pair), meta=_rest(row, prompt, completion))
+            return Document(
+                source,
+                messages=exchange(pair[0], pair[1], _system(row)),
+                meta=_rest(row, prompt, completion, "system"),
+            )
     if "text" in row:
         (text,) = _strings(row, "text")
         return Document(source, text=text, meta=_rest(row, "text"))
@@ -144,6 +148,13 @@ def _document(row: dict[str, Any], source: str) -> Document:
         f"keys {', '.join(map(str, row)) or '(none)'} hold neither messages, text, "
         "prompt and completion, nor question and answer"
     )
+
+
+def _system(row: dict[str, Any]) -> str | None:
+    system = row.get("system")
+    if system is not None and not isinstance(system, str):
+        raise ValueError("system is not a string")
+    return system
 
 
 def _strings(row: dict[str, Any], *keys: str) -> list[str]:
@@ -154,7 +165,9 @@ def _strings(row: dict[str, Any], *keys: str) -> list[str]:
 
 
 def _rest(row: dict[str, Any], *used: str) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in (*used, "source")}
+    return {
+        key: value for key, value in row.items() if key not in (*used, "source", "text", "messages")
+    }
 
 
 def _read_text(handle: BinaryIO, name: str, passage_chars: int) -> Iterator[Record]:
@@ -213,14 +226,3 @@ def _keep_ends(text: str, separator: str) -> Iterator[str]:
     for piece in pieces[:-1]:
         yield piece + separator
     yield pieces[-1]
-
-
-def conversations_of(
-    path: Path, on_failure: Callable[[Failure], None]
-) -> Iterator[tuple[tuple[Message, ...], dict[str, Any]]]:
-    """The conversations of a file, with what else their rows hold."""
-    for record in read_file(path, passage_chars=1 << 62):
-        if isinstance(record, Failure):
-            on_failure(record)
-        elif record.messages is not None:
-            yield record.messages, record.meta

@@ -11,10 +11,11 @@ import msgspec
 
 from chatbench import console
 from chatbench.chat.session import ChatSession
+from chatbench.config import resolve
 from chatbench.corpus.build import preprocess
 from chatbench.demo.corpus import dialogues, prose, questions
 from chatbench.engine.engine import Completion
-from chatbench.errors import IntegrityError
+from chatbench.errors import IntegrityError, UsageError
 from chatbench.evaluate.run import Evaluation, evaluate
 from chatbench.flags import command_line
 from chatbench.model.device import pick_device
@@ -38,9 +39,9 @@ LANGUAGES = {"en": "English", "zh": "Chinese"}
 _DIALOGUES = 8000
 _PASSAGES = 1500
 # Steps that suffice, and minutes that a slow machine may take instead: under four in all.
-_SHAPE = ModelSettings(hidden_size=128, n_heads=2)
-_PRETRAIN = TrainSettings(minutes=0.75, steps=160, seq_len=128, batch_tokens=2048)
-_FINETUNE = TrainSettings(minutes=2.25, steps=550, batch_tokens=2048)
+_SHAPE = ModelSettings(n_layers=2, hidden_size=128, n_heads=2)
+_PRETRAIN = TrainSettings(minutes=0.65, steps=240, seq_len=128, batch_tokens=2048, eval_tokens=8192)
+_FINETUNE = TrainSettings(minutes=2.15, steps=850, batch_tokens=2048, eval_tokens=8192)
 _OPTIM = OptimSettings(learning_rate=0.006)
 _ASKED = (("en", "address"), ("zh", "delivery_fee"), ("en", "returns"))
 _VERBS: dict[str, Callable[[Any], Path]] = {
@@ -62,6 +63,7 @@ def demo(settings: DemoSettings) -> int:
     out = Path(settings.out)
     if settings.fresh:
         _start_over(out)
+    _check_seed(out, settings.seed)
     _write_sources(out, settings.seed)
     for verb, step in _steps(out, settings.seed):
         _run(verb, step)
@@ -76,6 +78,15 @@ def _start_over(out: Path) -> None:
         remove_folder(out / name)
     for name in _FILES:
         (out / name).unlink(missing_ok=True)
+
+
+def _check_seed(out: Path, seed: int) -> None:
+    """Raise UsageError when the folder holds the demo of another seed."""
+    stored = out / "base" / "config.toml"
+    if stored.is_file():
+        before = resolve(PretrainSettings, config_file=stored, environ={}).settings.seed
+        if before != seed:
+            raise UsageError(f"{out} holds the demo of seed {before}", hint="add --fresh")
 
 
 def _write_sources(out: Path, seed: int) -> None:

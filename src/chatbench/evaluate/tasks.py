@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from chatbench import console
@@ -99,7 +100,11 @@ def answer(
     """The model's replies, in order, several rows at once. Every question must fit."""
     engine = Engine(opened.model, opened.tokenizer, batch_size)
     prompts = [reply_prompt(opened.tokenizer, q.messages) for q in questions]
-    requests = [Request(ids, sampling, number) for number, ids in enumerate(prompts)]
+    # One seed for all would draw the same numbers for every question.
+    requests = [
+        Request(ids, msgspec.structs.replace(sampling, seed=(sampling.seed or 0) + number), number)
+        for number, ids in enumerate(prompts)
+    ]
     done: dict[int, Completion] = {}
     with console.ProgressLine("replies", len(requests)) as line:
         for event in engine.run(requests):

@@ -62,7 +62,8 @@ def open_model(path: Path, device: torch.device, dtype: torch.dtype = torch.floa
     Raises UsageError (nothing there), IntegrityError (damaged, incomplete or not supported).
     """
     folder = find_model(path)
-    for holder in (folder, folder.parent):
+    # A checkpoint's manifest lies above its model/.
+    for holder in (folder, folder.parent) if folder.name == "model" else (folder,):
         manifest = read_manifest(holder)
         if manifest is not None:
             verify_files(holder, manifest)
@@ -91,6 +92,13 @@ def _build(config: ModelConfig, weights: dict[str, Tensor]) -> GPT:
     model.tie()
     model.rotary = rotary_table(config.context, config.head_dim, config.rope_theta)
     return model
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What `write_model` noted about where a model came from; empty for other models."""
+    raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    noted = raw.get("chatbench")
+    return noted if isinstance(noted, dict) else {}
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -20,6 +20,8 @@ _UNSPACED = (
     r"\U00020000-\U0003ffff"
 )
 _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
+_OUTER_PUNCTUATION = re.compile(r"^\W+|\W+$")
+_FOREIGN_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
 _UNSPACED_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 
 
@@ -49,7 +51,8 @@ def words(text: str) -> list[str]:
     """Lower-cased words; characters of unspaced scripts one by one; punctuation left out."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     if not has_unspaced(folded):
-        return [w for w in _word_tokenizer().tokenize(folded) if any(c.isalnum() for c in w)]
+        tokens = (_OUTER_PUNCTUATION.sub("", w) for w in _word_tokenizer().tokenize(folded))
+        return [token for token in tokens if token]
     return _UNSPACED_WORD.findall(folded)
 
 
@@ -102,23 +105,25 @@ class _RougeTokenizer:
 def rouge(pairs: Sequence[Judged]) -> list[Score]:
     """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), 0 to 100.
 
-    Pairs without any Chinese take rouge-score's own tokenizer, so English figures are the
-    published ones.
+    Pairs in plain English letters take rouge-score's own tokenizer, so English figures are the
+    published ones; it knows no other letters, so other pairs take words of any script, and
+    single characters of scripts without spaces.
     """
     import rouge_score
     from rouge_score.rouge_scorer import RougeScorer
 
     kinds = ["rouge1", "rouge2", "rougeL"]
     plain = RougeScorer(kinds)
-    by_character = RougeScorer(kinds, tokenizer=_RougeTokenizer())
+    any_script = RougeScorer(kinds, tokenizer=_RougeTokenizer())
     totals = dict.fromkeys(kinds, 0.0)
-    mixed = [has_unspaced(pair.reference + pair.reply) for pair in pairs]
-    for pair, unspaced in zip(pairs, mixed, strict=True):
-        scorer = by_character if unspaced else plain
+    foreign = [bool(_FOREIGN_LETTER.search(pair.reference + pair.reply)) for pair in pairs]
+    for pair, is_foreign in zip(pairs, foreign, strict=True):
+        scorer = any_script if is_foreign else plain
         for kind, result in scorer.score(pair.reference, pair.reply).items():
             totals[kind] += result.fmeasure
     version = getattr(rouge_score, "__version__", "0.1.2")
-    signature = f"f1|mean|tok:{'cjk-char' if any(mixed) else 'default'}|rouge-score:{version}"
+    tokens = "unicode-words+cjk-char" if any(foreign) else "default"
+    signature = f"f1|mean|tok:{tokens}|rouge-score:{version}"
     return [Score(k, 100 * totals[k] / len(pairs), len(pairs), signature) for k in kinds]
 
 
@@ -181,10 +186,17 @@ def _fact_pattern(fact: str) -> re.Pattern[str]:
     folded = _folded(fact)
     before = after = ""
     if re.match(r"[0-9a-z]", folded):
-        before = r"(?<![0-9a-z])" + (r"(?<![0-9][.:])" if folded[0].isdigit() else "")
+        before = r"(?<![0-9a-z])" + (r"(?<![0-9][.:,])" if folded[0].isdigit() else "")
+    elif folded[:1] in _CHINESE_NUMERALS:
+        before = f"(?<![{_CHINESE_NUMERALS}])"
     if re.search(r"[0-9a-z]$", folded):
-        after = r"(?![0-9a-z])" + (r"(?![.:][0-9])" if folded[-1].isdigit() else "")
+        after = r"(?![0-9a-z])" + (r"(?![.:,][0-9])" if folded[-1].isdigit() else "")
+    elif folded[-1:] in _CHINESE_NUMERALS:
+        after = f"(?![{_CHINESE_NUMERALS}])"
     return re.compile(before + re.escape(folded) + after)
+
+
+_CHINESE_NUMERALS = "〇零一二两三四五六七八九十百千万亿"
 
 
 METRICS: dict[str, Callable[[Sequence[Judged]], list[Score]]] = {

@@ -123,17 +123,22 @@ class PackedRows:
         turn_start: int,
         seed: int,
         *,
+        user_turn: Sequence[int] = (),
         learn_all: bool = False,
     ) -> None:
+        """`turn_start` begins every turn, `user_turn` a person's. Without `learn_all` plain texts
+        and pieces without a reply are left out and counted in `skipped`."""
         self._split = split
+        self._user_turn = np.asarray(user_turn or (turn_start,))
         self._seq_len = seq_len
         self._seed = seed
         self._learn_all = learn_all
         self.skipped = 0
         spans = []
         for document in permutation(seed, -1 & 0xFFFFFFFF, len(split)):
+            chat = split.ids(int(document))[:1] == turn_start
             for span in self._spans(int(document), turn_start):
-                if self._learned(span).any():
+                if learn_all or (chat.all() and self._learned(span).any()):
                     spans.append(span)
                 else:
                     self.skipped += 1
@@ -154,11 +159,17 @@ class PackedRows:
         if len(ids) <= limit:
             return [Span(document, 0, len(ids))] if len(ids) > 1 else []
         turns = np.flatnonzero(ids == turn_start)
+        # A reply should keep its question, so the border is a user's turn where one fits.
+        width = len(self._user_turn)
+        asks = [bool(np.array_equal(ids[t : t + width], self._user_turn)) for t in turns]
+        questions = turns[np.asarray(asks, bool)]
         spans = []
         start = 0
         while start < len(ids) - 1:
             end = min(start + limit, len(ids))
-            borders = turns[(turns > start) & (turns <= end)] if end < len(ids) else turns[:0]
+            borders = _inside(questions, start, end) if end < len(ids) else turns[:0]
+            if end < len(ids) and not len(borders):
+                borders = _inside(turns, start, end)
             if len(borders):
                 end = int(borders[-1])
             spans.append(Span(document, start, end))
@@ -182,6 +193,10 @@ class PackedRows:
             document[place], position[place] = name, np.arange(span.length)
             at += span.length
         return Row(ids, targets, weights, document, position)
+
+
+def _inside(places: Ints, start: int, end: int) -> Ints:
+    return places[(places > start) & (places <= end)]
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,12 +45,6 @@ class Restored(NamedTuple):
 def checkpoints_of(run: Path) -> list[Path]:
     """Oldest first."""
     return sorted((run / "checkpoints").glob("step-*"))
-
-
-def clear_leftovers(run: Path) -> None:
-    """Remove what a killed run left half written or half deleted."""
-    for path in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def save(

@@ -71,10 +71,12 @@ class Trainer:
         self._optimizers = Optimizers(model, optim, plan.learning_rate, dtype)
         self._state = TrainState(fingerprint=fingerprint)
         self._stop: signal.Signals | None = None
+        self._saved = -1
 
     def restore(self, restored: Restored) -> None:
         """Continue from a checkpoint, bit for bit on the same machine."""
         self._state = restored.state
+        self._saved = restored.state.step
         self._optimizers.load(restored.weights, restored.optimizer)
 
     def fit(self) -> Path:
@@ -110,7 +112,7 @@ class Trainer:
         """One step and whatever is due after it."""
         state, plan = self._state, self._plan
         started = time.monotonic()
-        scale = schedule(plan.progress(state.step, state.seconds), self._optim)
+        scale = schedule(plan.progress(state.step + 1, state.seconds), self._optim)
         batch = self._objective.batch(state.step)
         total = 0.0
         for part in batch.parts:
@@ -198,6 +200,10 @@ class Trainer:
             monitor.sample(self._state.step, prompt.text, reply.text)
 
     def _save(self, monitor: Monitor) -> None:
+        """Write a checkpoint, unless this step has one: what was logged since is logged again."""
+        if self._saved == self._state.step:
+            return
+        self._saved = self._state.step
         self._state.log_bytes = monitor.sync()
         checkpoint.save(
             self._run,

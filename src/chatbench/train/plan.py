@@ -12,6 +12,7 @@ from chatbench.settings import ModelSettings, OptimSettings, TrainSettings
 DEFAULT_PRETRAIN_MINUTES = 10.0
 DEFAULT_FINETUNE_EPOCHS = 3.0
 _ALIGNMENT = 64
+_STEPS_AN_EPOCH = 10
 _RATE_TIMES_WIDTH = {"muon": 0.77, "adamw": 0.26}
 
 
@@ -105,6 +106,9 @@ def make_plan(
 ) -> Plan:
     """Lengths given in any unit become steps and minutes; the first reached ends the run."""
     rows = max(1, round((settings.batch_tokens or batch_tokens) / seq_len))
+    if settings.batch_tokens is None:
+        # A small set would otherwise be over after a handful of steps.
+        rows = min(rows, max(1, rows_per_epoch // _STEPS_AN_EPOCH))
     micro = min(rows, settings.micro_batch or max(1, 4096 // seq_len))
     minutes, epochs = settings.minutes, settings.epochs
     if settings.steps is None and settings.tokens is None and minutes is None and epochs is None:

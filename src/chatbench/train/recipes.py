@@ -15,7 +15,7 @@ from chatbench.corpus.build import preprocess
 from chatbench.corpus.shards import Corpus, open_corpus
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.model.device import pick_device, pick_dtype
-from chatbench.model.folder import open_model
+from chatbench.model.folder import open_model, read_provenance
 from chatbench.model.transformer import GPT, initialise
 from chatbench.settings import FinetuneSettings, PreprocessSettings, PretrainSettings
 from chatbench.text.template import reply_prompt
@@ -71,16 +71,19 @@ def finetune(settings: FinetuneSettings) -> Path:
     with open_run(settings) as run:
         if run.finished:
             return run.path
-        corpus = _dialogues(settings, tokenizer)
+        corpus = _dialogues(settings, tokenizer, base)
         rows, held = (
             PackedRows(
                 split, seq_len, tokenizer.turn_start, settings.seed,
+                user_turn=[tokenizer.turn_start, *tokenizer.encode("user\n")],
                 learn_all=settings.train_on == "all",
             )
             for split in (corpus.split("train"), corpus.split("val"))
         )  # fmt: skip
         if rows.skipped:
-            console.notice(f"{rows.skipped} pieces hold no reply to learn from and were left out")
+            console.notice(
+                f"{rows.skipped} texts and pieces hold no reply to learn from, they were left out"
+            )
         return _train(
             run, settings, corpus, model, rows, held,
             _chat_prompts(settings.train.prompts, corpus),
@@ -121,8 +124,11 @@ def _train(
     return run.path
 
 
-def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer) -> Corpus:
-    """The corpus folder named, or one made from a file and kept in the run folder."""
+def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer, base: Path) -> Corpus:
+    """The corpus folder named, or one made from a file and kept in the run folder.
+
+    It is split as the base model's corpus was, so that what was held out there is held out here.
+    """
     data = Path(settings.data)
     if (data / "manifest.json").is_file():
         corpus = open_corpus(data)
@@ -138,7 +144,11 @@ def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer) -> Corpus:
     if not (made.is_dir() and (run / CONFIG).is_file()):
         preprocess(
             PreprocessSettings(
-                inputs=[str(data)], out=str(made), tokenizer=str(settings.model), overwrite=True
+                inputs=[str(data)],
+                out=str(made),
+                tokenizer=str(base),
+                overwrite=True,
+                **read_provenance(base).get("split", {}),
             )
         )
     return open_corpus(made)
@@ -176,5 +186,9 @@ def _provenance(corpus: Corpus, base: str | None) -> dict[str, Any]:
     return {
         "version": __version__,
         "corpus": corpus.fingerprint,
+        "split": {
+            name: corpus.manifest.info["settings"][name]
+            for name in ("val_fraction", "test_fraction")
+        },
         **({"base": base} if base else {}),
     }

@@ -14,10 +14,11 @@ import torch
 
 from chatbench import __version__
 from chatbench.config import differing_keys, resolve, to_toml
+from chatbench.console import say
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.model.device import dtype_name, pick_dtype
 from chatbench.settings import FinetuneSettings, PretrainSettings
-from chatbench.storage import LOCK, FolderLock, disk_errors, write_file, write_json
+from chatbench.storage import LOCK, FolderLock, disk_errors, recover, write_file, write_json
 from chatbench.train import checkpoint
 
 RunSettings = PretrainSettings | FinetuneSettings
@@ -51,7 +52,7 @@ class Run(NamedTuple):
         if not stored.is_file():
             write_json(self.path / "environment.json", _environment())
             write_file(stored, to_toml(settings).encode())
-        checkpoint.clear_leftovers(self.path)
+        recover(self.path / "checkpoints")
         restored = checkpoint.load_newest(self.path)
         if restored is not None and restored.state.fingerprint != fingerprint:
             raise IntegrityError(
@@ -76,6 +77,9 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
             what = "a finished run" if finished else "an unfinished run"
             hint = "choose another --out" + ("" if finished else ", or add --resume to go on")
             raise UsageError(f"{path} holds {what} already", hint=hint)
+        if finished and (path / CONFIG).is_file():
+            _check_settings(settings, path / CONFIG)
+            say(f"{path} is finished already")
         try:
             yield Run(path, finished)
         finally:
