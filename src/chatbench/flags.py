@@ -199,4 +199,4 @@ def _words(leaf: Leaf, value: Any) -> list[str]:
         return [name if value else f"--no-{_dashes(leaf.name)}"]
     if isinstance(value, list):
         return [word for entry in value for word in (name, str(entry))]
-    return [name, f"{value:g}" if isinstance(value, float) else str(value)]
+    return [name, str(value)]

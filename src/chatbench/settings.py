@@ -60,7 +60,7 @@ class ModelSettings(Settings):
 
     size: Annotated[
         Literal["tiny", "small", "base"],
-        flag("Shape by name: tiny about 2M, small about 11M, base about 85M parameters and the"
+        flag("Shape by name: tiny about 3M, small about 13M, base about 75M parameters and the"
              " embedding", panel="Model"),
     ] = "tiny"  # fmt: skip
     n_layers: Annotated[int, flag("Number of blocks", "--n-layer", panel="Model", ge=1)] | None = (

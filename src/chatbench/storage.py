@@ -340,7 +340,7 @@ class FolderLock:
             who = f"process {owner[0]} on {owner[1]}" if len(owner) == 2 else "another process"
             raise InUseError(
                 f"{self._path.parent} is in use by {who}",
-                hint="wait for it or choose another --out",
+                hint="wait for it, or choose another place",
             ) from None
 
     def _is_current(self) -> bool:

@@ -62,6 +62,15 @@ def open_model(path: Path, device: torch.device, dtype: torch.dtype = torch.floa
     Raises UsageError (nothing there), IntegrityError (damaged, incomplete or not supported).
     """
     folder = find_model(path)
+    try:
+        return _open(folder, device, dtype)
+    except FileNotFoundError as error:  # a run in progress drops its oldest checkpoints
+        raise IntegrityError(
+            f"{error.filename} went away while {folder} was read", hint="try again"
+        ) from error
+
+
+def _open(folder: Path, device: torch.device, dtype: torch.dtype) -> OpenedModel:
     # A checkpoint's manifest lies above its model/.
     for holder in (folder, folder.parent) if folder.name == "model" else (folder,):
         manifest = read_manifest(holder)

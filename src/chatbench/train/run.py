@@ -47,8 +47,7 @@ class Run(NamedTuple):
         if stored.is_file():
             _check_settings(settings, stored)
         if settings.dtype == "auto":
-            fast = dtype_name(pick_dtype("auto", device)) == "bfloat16"
-            settings.dtype = "bfloat16" if fast else "float32"
+            settings.dtype = dtype_name(pick_dtype("auto", device))
         if not stored.is_file():
             write_json(self.path / "environment.json", _environment())
             write_file(stored, to_toml(settings).encode())
