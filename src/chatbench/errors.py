@@ -14,8 +14,6 @@ class ExitCode(IntEnum):
     ENVIRONMENT = 5
     IN_USE = 6
     DIVERGED = 7
-    PEER_LOST = 8
-    GATE = 9
     STOPPED = 75
     INTERRUPTED = 130
     BROKEN_PIPE = 141
