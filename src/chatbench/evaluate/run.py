@@ -27,7 +27,7 @@ from chatbench.model.device import pick_device
 from chatbench.model.folder import OpenedModel, open_model
 from chatbench.settings import EvaluateSettings, SamplingSettings
 from chatbench.storage import new_folder, pretty_json, require_own, write_file, write_json
-from chatbench.text.metrics import Judged, Score, fact_hit, score_all
+from chatbench.text.metrics import Judged, Score, fact_hit, known_facts, score_all
 from chatbench.text.template import Rendered, render_batch, render_texts
 
 KIND = "evaluation"
@@ -154,7 +154,7 @@ def _write(
     questions: list[Question],
     pairs: list[Judged],
 ) -> None:
-    known = sorted({fact for pair in pairs for fact in pair.facts})
+    known = known_facts(pairs)
     rows = []
     for question, pair in zip(questions, pairs, strict=True):
         row: dict[str, Any] = {

@@ -159,10 +159,15 @@ def exact_fact_match(pairs: Sequence[Judged]) -> list[Score]:
     contains are exactly those that its reference contains, its own facts among them.
     """
     rows = [pair for pair in pairs if pair.facts]
-    known = sorted({fact for pair in rows for fact in pair.facts})
+    known = known_facts(rows)
     hits = sum(fact_hit(pair, known) for pair in rows)
     value = 100 * hits / len(rows) if rows else 0.0
     return [Score("exact_fact_match", value, len(rows), f"known-facts:{len(known)}|nfkc|casefold")]
+
+
+def known_facts(pairs: Sequence[Judged]) -> list[str]:
+    """Every fact that any of the rows asks for."""
+    return sorted({fact for pair in pairs for fact in pair.facts})
 
 
 def fact_hit(pair: Judged, known: Sequence[str]) -> bool:
