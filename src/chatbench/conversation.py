@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`weight` 0 marks a reply that is read but not learned (OpenAI's finetuning format)."""
+
     role: Role
     content: str
+    weight: int = 1
 
 
 def parse_messages(raw: object) -> tuple[Message, ...]:
@@ -33,7 +36,10 @@ def _parse_message(number: int, entry: object) -> Message:
         raise ValueError(f"message {number} has role {role!r}, not one of {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ValueError(f"message {number} has no text in content")
-    return Message(role, content)
+    weight = entry.get("weight", 1)
+    if weight not in (0, 1):
+        raise ValueError(f"message {number} has weight {weight!r}, not 0 or 1")
+    return Message(role, content, int(weight))
 
 
 def exchange(prompt: str, reply: str, system: str | None = None) -> tuple[Message, ...]:
@@ -42,6 +48,10 @@ def exchange(prompt: str, reply: str, system: str | None = None) -> tuple[Messag
     return (*opening, Message("user", prompt), Message("assistant", reply))
 
 
-def as_json(messages: tuple[Message, ...] | list[Message]) -> list[dict[str, str]]:
+def as_json(messages: tuple[Message, ...] | list[Message]) -> list[dict[str, Any]]:
     """The messages as OpenAI's chat format writes them."""
-    return [{"role": message.role, "content": message.content} for message in messages]
+    return [
+        {"role": message.role, "content": message.content}
+        | ({} if message.weight else {"weight": 0})
+        for message in messages
+    ]

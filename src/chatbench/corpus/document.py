@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import msgspec
 
 from chatbench.conversation import Message, as_json
 
 
-class Document(msgspec.Struct, frozen=True):
-    """Either `text` or `messages` is set. `source` is `file` or `file:line`."""
+class Document(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Either `text` or `messages` is set. `source` is `file` or `file:line`.
+
+    `messages` is what a model should imitate; `rejected` is the same conversation with the ending
+    it should not give, for preference pairs. A reply that is only known to be bad stands in both,
+    with weight 0 in `messages`. `shape` names the row format it came from, for the report.
+    """
 
     source: str
     text: str | None = None
     messages: tuple[Message, ...] | None = None
     meta: dict[str, Any] = {}
+    rejected: tuple[Message, ...] | None = None
+    shape: str = "text"
 
     def digest(self) -> bytes:
         """16 bytes that depend on what a model would see alone: not on source, meta, outer white
         space or the Unicode composition of characters."""
-        turns = self.messages or (Message("user", self.text or ""),)
-        seen = [
-            [message.role, unicodedata.normalize("NFC", message.content.strip())]
-            for message in turns
-        ]
-        content = seen if self.messages is not None else seen[0][1]
+        content: object
+        if self.messages is None:
+            content = _normal(self.text or "")
+        else:
+            content = [
+                [m.role, _normal(m.content)] if m.weight else [m.role, _normal(m.content), 0]
+                for m in self.messages
+            ]
+            if self.rejected is not None:
+                content.append([[m.role, _normal(m.content)] for m in self.rejected])
         return hashlib.sha256(msgspec.json.encode(content)).digest()[:16]
 
     def texts(self) -> list[str]:
@@ -35,6 +48,19 @@ class Document(msgspec.Struct, frozen=True):
         if self.messages is not None:
             return [message.content for message in self.messages]
         return [self.text or ""]
+
+    def joined(self) -> str:
+        """All of it as one string, for stages that judge the document as a whole."""
+        return (self.text or "") if self.messages is None else "\n".join(self.texts())
+
+    def mapped(self, change: Callable[[str], str]) -> Document:
+        """The document with `change` applied to every text in it; itself when nothing changed."""
+        text = None if self.text is None else change(self.text)
+        messages = _mapped(self.messages, change)
+        rejected = _mapped(self.rejected, change)
+        if (text, messages, rejected) == (self.text, self.messages, self.rejected):
+            return self
+        return msgspec.structs.replace(self, text=text, messages=messages, rejected=rejected)
 
     def is_empty(self) -> bool:
         return not any(text.strip() for text in self.texts())
@@ -44,7 +70,21 @@ class Document(msgspec.Struct, frozen=True):
         content: dict[str, Any] = (
             {"text": self.text} if self.messages is None else {"messages": as_json(self.messages)}
         )
+        if self.rejected is not None:
+            content["rejected"] = as_json(self.rejected)
         return {**self.meta, **content, "source": self.source}
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def _mapped(
+    messages: tuple[Message, ...] | None, change: Callable[[str], str]
+) -> tuple[Message, ...] | None:
+    if messages is None:
+        return None
+    return tuple(Message(m.role, change(m.content), m.weight) for m in messages)
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -54,3 +94,19 @@ class Failure(msgspec.Struct, frozen=True):
     reason: str
     detail: str = ""
     original: str = ""
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """Why a stage leaves a document out."""
+
+    reason: str
+    detail: str = ""
+
+
+Record: TypeAlias = Document | Failure
+Counts: TypeAlias = Counter[str]
+
+# A stage is a pure function: for each document of a batch, in order, the document (the same object
+# when nothing changed) or why it is dropped; and how often it did what. It holds no state from one
+# batch to the next, so that any number of workers, or a Ray or Spark map, can call it.
+Stage: TypeAlias = Callable[[Sequence[Document]], tuple[list[Document | Dropped], Counts]]

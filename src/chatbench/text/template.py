@@ -60,7 +60,7 @@ def render_batch(
         weights: list[int] = []
         for message in messages:
             header, content = next(encoded), next(encoded)
-            learned = int(message.role == "assistant")
+            learned = int(message.role == "assistant" and message.weight)
             ids += [tokenizer.turn_start, *header, *content, tokenizer.turn_end]
             weights += [0] * (1 + len(header)) + [learned] * (len(content) + 1)
             ids += newline
