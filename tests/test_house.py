@@ -16,6 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "chatbench"
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"info"},
     {"demo"},
     {"chat"},
     {"flags"},
@@ -31,7 +32,7 @@ LAYERS = [
     {"errors"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-FREE_OF_TORCH = ("corpus", "text", "cli", "flags", "config", "settings", "storage", "conversation",
+FREE_OF_TORCH = ("info", "corpus", "text", "cli", "flags", "config", "settings", "storage", "conversation",
                  "console", "errors")  # fmt: skip
 MODULES = sorted(SOURCE.rglob("*.py"))
 
@@ -94,7 +95,7 @@ def test_preparing_a_corpus_does_not_load_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "demo", "preprocess", "pretrain", "finetune", "evaluate", "chat"]
+    "verb", ["", "demo", "preprocess", "pretrain", "finetune", "evaluate", "chat", "info"]
 )
 def test_help_loads_nothing_heavy(verb: str) -> None:
     code = (

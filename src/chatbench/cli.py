@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -110,6 +111,19 @@ def chat(settings: ChatSettings) -> None:
     from chatbench.chat.start import chat
 
     raise typer.Exit(chat(settings))
+
+
+@app.command("info", context_settings=CONTEXT)
+def info(
+    path: Annotated[
+        Path | None, typer.Argument(help="Corpus, run or model folder; without: this installation")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON")] = False,
+) -> None:
+    """Say what a folder holds, whether it is whole, and what to do next."""
+    from chatbench.info import info
+
+    info(path, as_json)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -39,6 +39,9 @@ class PreprocessSettings(Settings):
     overwrite: Annotated[bool, flag("Replace a corpus that is already there")] = False
     workers: Annotated[int, flag("Processes; 0 takes one for each core", ge=0, le=1024)] = 0
     strict: Annotated[bool, flag("End with exit 3 when any record cannot be read")] = False
+    profile: Annotated[bool, flag("Collocations and an n-gram baseline in the report (NLTK)")] = (
+        True
+    )
     show: Annotated[int, flag("Show this many examples, token by token", ge=0, le=1000)] = 0
     format: Annotated[str, flag("Form of the files; auto judges by content", panel="Reading")] = (
         "auto"

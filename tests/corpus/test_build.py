@@ -16,7 +16,8 @@ import msgspec
 import pytest
 
 from chatbench.conversation import as_json, parse_messages
-from chatbench.corpus.build import Ledger, preprocess
+from chatbench.corpus.build import preprocess
+from chatbench.corpus.ledger import Account
 from chatbench.corpus.shards import Corpus, open_corpus
 from chatbench.errors import DataError, ExitCode, UsageError
 from chatbench.settings import PreprocessSettings
@@ -30,7 +31,10 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def build(out: Path, *inputs: Path, **settings: Any) -> Corpus:
-    given = {"vocab_size": 300, "val_fraction": 0.2, "test_fraction": 0.2, **settings}
+    given = {
+        "vocab_size": 300, "val_fraction": 0.2, "test_fraction": 0.2, "profile": False,
+        "workers": 1, **settings,
+    }  # fmt: skip
     made = preprocess(PreprocessSettings(inputs=list(map(str, inputs)), out=str(out), **given))
     return open_corpus(made)
 
@@ -59,8 +63,11 @@ def content(row: dict[str, Any]) -> str:
 
 
 def held_out(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(line) for line in (folder / f"{name}.jsonl").read_bytes().split(
-        b"\n") if line]  # fmt: skip
+    return rows_of(folder / f"{name}.jsonl")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 # ---- the ledger
@@ -88,9 +95,13 @@ def test_every_record_of_a_messy_tree_is_accounted_for(tmp_path: Path, rng: rand
             path.write_text(text)
             expect(text)
         elif kind in ("binary", "latin"):
-            path.write_bytes(b"tea\x00" if kind == "binary" else "thé".encode("latin-1"))
-            expected["read"] += 1
-            expected["not text" if kind == "binary" else "not UTF-8"] += 1
+            if kind == "binary":
+                path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+                expected["read"] += 1
+                expected["not text"] += 1
+            else:
+                path.write_bytes(f"Le thé est prêt, numéro {number}.".encode("latin-1"))
+                expect(f"Le thé est prêt, numéro {number}.")
         else:
             # The first row is good, so that the file is known to hold rows.
             lines = [json.dumps({"text": f"row {number}"})]
@@ -118,14 +129,20 @@ def test_every_record_of_a_messy_tree_is_accounted_for(tmp_path: Path, rng: rand
     assert {"read": ledger["read"], "kept": ledger["kept"], **losses} == dict(expected)
     assert set(ledger["dropped"]) <= {"empty", "duplicate"}
     assert sum(row["documents"] for row in info["splits"].values()) == ledger["kept"]
-    assert sum(source["records"] for source in info["sources"]) == ledger["read"]
+    sources = rows_of(tmp_path / "corpus" / "sources.jsonl")
+    assert info["sources"]["files"] == len(sources)
+    for row in sources:
+        lost = sum(row["dropped"].values()) + sum(row["failed"].values())
+        assert row["read"] == row["kept"] + lost
+    assert sum(row["read"] for row in sources) == ledger["read"]
+    assert sum(row["kept"] for row in sources) == ledger["kept"]
     rejected = held_out(tmp_path / "corpus", "dropped")
     assert Counter(row["reason"] for row in rejected) == losses
     assert {row["status"] for row in rejected} <= {"dropped", "failed"}
 
 
 def test_a_ledger_that_lost_a_record_does_not_balance() -> None:
-    ledger = Ledger(read=4, kept=1, dropped=Counter(empty=2), failed=Counter(bad=1))
+    ledger = Account(read=4, kept=1, dropped=Counter(empty=2), failed=Counter(bad=1))
     assert ledger.balances()
     ledger.read += 1
     assert not ledger.balances()
@@ -135,14 +152,12 @@ def test_sources_are_recorded_with_their_bytes_and_sums(tmp_path: Path) -> None:
     import hashlib
 
     path = write_jsonl(tmp_path / "a.jsonl", sample_rows(6))
-    (source,) = build(tmp_path / "c", path).manifest.info["sources"]
+    (source,) = rows_of(build(tmp_path / "c", path).folder / "sources.jsonl")
     data = path.read_bytes()
     assert source == {
-        "path": str(path),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "records": 12,
-    }
+        "path": str(path), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
+        "verdict": "JSON Lines · utf-8", "read": 12, "kept": 12, "dropped": {}, "failed": {},
+    }  # fmt: skip
 
 
 # ---- a function of the set of documents
@@ -291,7 +306,7 @@ def test_nothing_but_the_corpus_is_left(tmp_path: Path) -> None:
     corpus = build(tmp_path / "home" / "c", write_jsonl(tmp_path / "a.jsonl", sample_rows(15)))
     assert os.listdir(tmp_path / "home") == ["c"]
     assert set(files_of(corpus.folder)) == {
-        MANIFEST, "dropped.jsonl", "val.jsonl", "test.jsonl", "tokenizer/tokenizer.json",
+        MANIFEST, "dropped.jsonl", "sources.jsonl", "facts.json", "report.html", "val.jsonl", "test.jsonl", "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json", "tokenizer/chat_template.jinja",
         *(f"{name}/00000.safetensors" for name in ("train", "val", "test")),
     }  # fmt: skip

@@ -44,7 +44,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(rows: Path, out: Path, **options: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "chatbench", "preprocess", rows, "-o", out,
-         "--vocab-size", str(VOCABULARY)],
+         "--vocab-size", str(VOCABULARY), "--no-profile"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
     )  # fmt: skip
 
@@ -70,23 +70,29 @@ def test_kill_9_at_any_moment_changes_no_byte_of_what_the_next_run_makes(
         if out.exists():
             verify(out, KIND)
         else:
-            settings = PreprocessSettings(inputs=[str(rows)], out=str(out), vocab_size=VOCABULARY)
+            settings = PreprocessSettings(
+                inputs=[str(rows)], out=str(out), vocab_size=VOCABULARY, profile=False
+            )
             preprocess(settings)
         assert files_of(out) == whole
         assert os.listdir(home) == [out.name]
         remove_folder(out)
 
 
-def test_sigterm_and_ctrl_c_leave_nothing_half_done(tmp_path: Path, rows: Path) -> None:
+def test_ctrl_c_leaves_finished_parts_at_most_and_the_next_run_goes_on(tmp_path: Path, rows: Path) -> None:
     with started(rows, tmp_path / "corpus") as child:
-        while not (tmp_path / ".corpus.partial" / "spool.jsonl").exists():
+        while not (tmp_path / ".corpus.parts" / "key").exists():
             assert child.poll() is None, "it ended before it was interrupted"
             time.sleep(0.005)
         child.send_signal(signal.SIGINT)
         out, complaint = child.communicate()
     assert child.returncode == ExitCode.INTERRUPTED == 130, complaint
     assert out == b""
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) in ([], [".corpus.parts"])
+    with started(rows, tmp_path / "corpus") as child:
+        _, complaint = child.communicate()
+    assert child.returncode == 0, complaint
+    assert os.listdir(tmp_path) == ["corpus"]
 
 
 def test_two_at_once_for_one_folder_exclude_each_other(tmp_path: Path, rows: Path) -> None:

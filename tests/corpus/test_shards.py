@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from chatbench.corpus import shards
 from chatbench.corpus.shards import ShardWriter, TokenSplit, map_arrays, open_corpus
 from chatbench.errors import ExitCode, IntegrityError, UsageError
 from chatbench.storage import MANIFEST
+from chatbench.text.rendering import RenderedArrays
 
 Rows = list[tuple[list[int], list[int]]]
 
@@ -27,42 +27,75 @@ def some_rows(rng: random.Random, top: int, weighted: bool) -> Rows:
     return rows
 
 
-def write(folder: Path, rows: Rows, vocab_size: int) -> ShardWriter:
-    writer = ShardWriter(folder, vocab_size)
-    for ids, weights in rows:
-        writer.add(ids, weights)
+def rendered(rows: Rows) -> RenderedArrays:
+    starts = np.cumsum([0, *(len(ids) for ids, _ in rows)])
+    flat = [np.array([n for row in rows for n in row[side]], int) for side in (0, 1)]
+    return RenderedArrays(flat[0].astype(np.uint32), starts, flat[1].astype(np.uint8))
+
+
+def write(path: Path, rows: Rows, vocab_size: int, step: int = 7) -> ShardWriter:
+    writer = ShardWriter(path, vocab_size)
+    for begin in range(0, len(rows), step):
+        writer.add(rendered(rows[begin : begin + step]))
     writer.close()
     return writer
 
 
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("vocab_size", [300, 1 << 16, (1 << 16) + 1])
-@pytest.mark.parametrize("shard_tokens", [1, 50, 1 << 24])
+@pytest.mark.parametrize("files", [1, 2, 3])
 def test_what_was_put_in_comes_out(
-    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch,
-    weighted: bool, vocab_size: int, shard_tokens: int,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(shards, "SHARD_TOKENS", shard_tokens)
-    rows = some_rows(rng, vocab_size, weighted)
-    rows[0] = ([vocab_size - 1, 0], [1, 1])
-    writer = write(tmp_path / "train", rows, vocab_size)
-    split = TokenSplit(tmp_path / "train")
-    assert len(split) == writer.documents == len(rows)
-    assert split.tokens == writer.tokens == sum(len(ids) for ids, _ in rows)
-    assert writer.supervised == sum(sum(weights) for _, weights in rows)
+    tmp_path: Path, rng: random.Random, weighted: bool, vocab_size: int, files: int
+) -> None:
+    folder = tmp_path / "train"
+    rows: Rows = []
+    for number in range(files):
+        some = some_rows(rng, vocab_size, weighted)
+        some[0] = ([vocab_size - 1, 0], [1, 1])
+        writer = write(folder / f"{number:05d}.safetensors", some, vocab_size)
+        assert writer.documents == len(some)
+        assert writer.tokens == sum(len(ids) for ids, _ in some)
+        assert writer.supervised == sum(sum(weights) for _, weights in some)
+        rows += some
+    split = TokenSplit(folder)
+    assert len(split) == len(rows)
+    assert split.tokens == sum(len(ids) for ids, _ in rows)
     assert split.lengths.tolist() == [len(ids) for ids, _ in rows]
     for number in rng.sample(range(len(rows)), len(rows)):
         assert split.ids(number).tolist() == rows[number][0]
         assert split.weights(number).tolist() == rows[number][1]
+        assert split.rejected(number) is None
     expected = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     assert split.ids(0).dtype == expected
-    if shard_tokens == 1:
-        assert len(list((tmp_path / "train").iterdir())) == len(rows)
+
+
+def test_the_other_ending_of_a_preference_lies_beside_it(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    wanted = some_rows(rng, 500, weighted=True)
+    other = [row if rng.random() < 0.4 else ([], []) for row in some_rows(rng, 500, True)]
+    other = (other + [([], [])] * len(wanted))[: len(wanted)]
+    other[-1] = ([7, 8], [0, 1])
+    writer = ShardWriter(tmp_path / "train" / "00000.safetensors", 500)
+    begin = 0
+    while begin < len(wanted):
+        end = begin + rng.randint(1, 5)
+        pairs = rendered(other[begin:end]) if any(ids for ids, _ in other[begin:end]) else None
+        writer.add(rendered(wanted[begin:end]), pairs)
+        begin = end
+    writer.close()
+    split = TokenSplit(tmp_path / "train")
+    for number, (ids, weights) in enumerate(other):
+        found = split.rejected(number)
+        assert split.ids(number).tolist() == wanted[number][0]
+        assert found is None if not ids else found is not None
+        if found is not None:
+            assert (found[0].tolist(), found[1].tolist()) == (ids, weights)
 
 
 def test_mapped_arrays_equal_safetensors_own_reading(tmp_path: Path, rng: random.Random) -> None:
-    write(tmp_path, some_rows(rng, 999, weighted=True), 999)
     path = tmp_path / "00000.safetensors"
+    write(path, some_rows(rng, 999, weighted=True), 999)
     ours, theirs = map_arrays(path), load_file(path)
     assert set(ours) == set(theirs)
     for name, array in theirs.items():
@@ -73,12 +106,12 @@ def test_mapped_arrays_equal_safetensors_own_reading(tmp_path: Path, rng: random
 def test_weights_that_are_all_one_take_no_room(tmp_path: Path) -> None:
     write(tmp_path / "plain", [([1, 2], [1, 1])], 300)
     write(tmp_path / "chat", [([1, 2], [0, 1])], 300)
-    assert set(load_file(tmp_path / "plain" / "00000.safetensors")) == {"ids", "starts"}
-    assert set(load_file(tmp_path / "chat" / "00000.safetensors")) == {"ids", "starts", "weights"}
+    assert set(load_file(tmp_path / "plain")) == {"ids", "starts"}
+    assert set(load_file(tmp_path / "chat")) == {"ids", "starts", "weights"}
 
 
 def test_an_empty_split_has_no_file_and_opens_as_empty(tmp_path: Path) -> None:
-    write(tmp_path / "val", [], 300)
+    write(tmp_path / "val" / "00000.safetensors", [], 300)
     assert not (tmp_path / "val").exists()
     split = TokenSplit(tmp_path / "val")
     assert (len(split), split.tokens) == (0, 0)

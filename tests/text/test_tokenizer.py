@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chatbench.errors import IntegrityError
+from chatbench.text.splitting import QWEN2_PATTERN
 from chatbench.text.template import END_OF_TEXT, TURN_END, TURN_START
 from chatbench.text.tokenizer import (
-    QWEN2_PATTERN,
     TOKENIZER_FILE,
     Tokenizer,
     open_tokenizer,
@@ -35,6 +35,11 @@ LOOKALIKES = (
     END_OF_TEXT, TURN_START, TURN_END, "<|", "|>", "im_start", "im_end", "endoftext", "<", "|", ">",
     "<|im_start", "|im_end|>", " ", "\n", "assistant\n", "你", "é", "e\u0301", "👍🏽", "\x00",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(sample_texts(), 400)
 
 
 def spoken(rng: random.Random) -> str:
@@ -187,6 +192,16 @@ def test_a_saved_tokenizer_opens_with_the_same_ids_and_digest(
     assert again.digest == tokenizer.digest
     assert again.to_bytes() == tokenizer.to_bytes() == (tmp_path / TOKENIZER_FILE).read_bytes()
     assert train_tokenizer(["other"], 300).digest != tokenizer.digest
+
+
+def test_a_file_opens_as_well_as_its_folder(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "one")
+    moved = (tmp_path / "one" / TOKENIZER_FILE).rename(tmp_path / "mine.json")
+    assert open_tokenizer(moved).digest == tokenizer.digest
+    with pytest.raises(IntegrityError, match=r"nowhere does not exist; name a tokenizer\.json"):
+        open_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(IntegrityError, match=r"one has no tokenizer\.json"):
+        open_tokenizer(tmp_path / "one")
 
 
 def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:

@@ -1,271 +1,340 @@
-"""preprocess: read, deduplicate, split, tokenise, write, and account for every record.
+"""preprocess: read, clean, compare, split, tokenise, write, and account for every record.
 
-The corpus is a function of the set of documents: they are ordered by content digest, so file
-names, listing order and restarts change nothing but the `source` notes.
+The corpus is a function of the set of documents and of the settings: documents are ordered by
+content digest, so file names, listing order, the number of workers and restarts change nothing but
+the `source` notes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 
-from chatbench import console
-from chatbench.corpus.document import Document, Failure
-from chatbench.corpus.readers import find_files, read_file, written
-from chatbench.corpus.shards import KIND, ShardWriter
-from chatbench.corpus.split import SPLITS, assign
+from chatbench import __version__, console
+from chatbench.corpus import comparing
+from chatbench.corpus import ledger as accounts
+from chatbench.corpus import plan as plans
+from chatbench.corpus.chunks import Entries, content_hash, digests_of
+from chatbench.corpus.crew import Crew
+from chatbench.corpus.describing import describe, storable
+from chatbench.corpus.encoding import HELD_OUT, BucketResult, item_of, rows_path, shard_path
+from chatbench.corpus.facts import FACTS
+from chatbench.corpus.fluent import sample_documents
+from chatbench.corpus.inputs import Input, find_inputs
+from chatbench.corpus.ledger import Ledger
+from chatbench.corpus.parts import Slice, plan_parts
+from chatbench.corpus.reading import PartReader, PartResult, read_options
+from chatbench.corpus.shards import KIND
+from chatbench.corpus.split import SPLITS
+from chatbench.corpus.stages import make_stages
+from chatbench.corpus.vocabulary import corpus_tokenizer
 from chatbench.errors import DataError, UsageError
 from chatbench.settings import PreprocessSettings
-from chatbench.storage import hash_file, new_folder, require_own
-from chatbench.text.template import Rendered, render_batch, render_texts
-from chatbench.text.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
+from chatbench.storage import new_folder, pretty_json, require_own
+from chatbench.text.rendering import render_arrays
+from chatbench.text.template import Rendered
+from chatbench.text.tokenizer import Tokenizer
 
-_SHOWN_PER_REASON = 5
-_BATCH = 512
-
-
-class Ledger(msgspec.Struct):
-    """read = kept + the sum of dropped + the sum of failed, always."""
-
-    read: int = 0
-    kept: int = 0
-    dropped: Counter[str] = msgspec.field(default_factory=Counter)
-    failed: Counter[str] = msgspec.field(default_factory=Counter)
-
-    def balances(self) -> bool:
-        return self.read == self.kept + self.dropped.total() + self.failed.total()
-
-    def as_info(self) -> dict[str, object]:
-        return {
-            "read": self.read,
-            "kept": self.kept,
-            "dropped": dict(sorted(self.dropped.items())),
-            "failed": dict(sorted(self.failed.items())),
-        }
-
-
-class Spool:
-    """Kept documents on disk in reading order, found again by position."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = open(path, "w+b")  # noqa: SIM115  (closed by close())
-        self._entries: list[tuple[bytes, int]] = []
-
-    def add(self, document: Document, digest: bytes) -> None:
-        self._entries.append((digest, self._file.tell()))
-        self._file.write(msgspec.json.encode(document) + b"\n")
-
-    def sort(self) -> list[bytes]:
-        """Order the documents by digest; returns the digests."""
-        self._entries.sort()
-        return [digest for digest, _ in self._entries]
-
-    def documents(self) -> Iterator[Document]:
-        decoder = msgspec.json.Decoder(Document)
-        for _, position in self._entries:
-            self._file.seek(position)
-            yield decoder.decode(self._file.readline())
-
-    def close(self) -> None:
-        """Close and delete."""
-        self._file.close()
-        self._path.unlink()
+_COPY_BLOCK = 1 << 20
 
 
 def preprocess(settings: PreprocessSettings) -> Path:
     """Turn `settings.inputs` into the corpus folder `settings.out`; returns it."""
     out = Path(settings.out)
-    if not settings.inputs:
-        raise UsageError("no input is given", hint="name files or folders to read")
-    if settings.val_fraction + settings.test_fraction >= 1:
-        raise UsageError("val_fraction and test_fraction leave nothing to train on")
+    _check(settings)
     require_own(out, KIND, overwrite=settings.overwrite)
-    inside = out.resolve()
-    files = [f for f in find_files(settings.inputs) if inside not in f.resolve().parents]
     info: dict[str, object] = {}
-    with new_folder(out, KIND, info, replace=settings.overwrite) as folder:
-        build(settings, files, folder, info)
+    with (
+        new_folder(out, KIND, info, replace=settings.overwrite) as folder,
+        _work_folder(out) as work,
+        Crew(settings.workers or os.cpu_count() or 1) as crew,
+    ):
+        Build(settings, folder, work, crew, info).run()
     return out
 
 
-def build(
-    settings: PreprocessSettings, files: list[Path], folder: Path, info: dict[str, object]
-) -> None:
-    """Fill `folder` and `info`."""
-    ledger = Ledger()
-    with closing(Spool(folder / "spool.jsonl")) as spool:
-        sources = _read_all(settings, files, folder, ledger, spool)
-        _show_ledger(ledger)
-        if not ledger.kept:
-            raise DataError(
-                f"nothing to keep in {', '.join(settings.inputs)}: read {ledger.read}, "
-                f"dropped {ledger.dropped.total()}, failed {ledger.failed.total()}"
-            )
-        digests = spool.sort()
-        splits = assign(digests, settings.val_fraction, settings.test_fraction)
-        tokenizer = _tokenizer(settings, spool, splits)
-        tokenizer.save(folder / "tokenizer")
-        counts = _write_splits(folder, tokenizer, spool, splits)
-    info |= {
-        "settings": _recorded(settings),
-        "sources": sources,
-        "ledger": ledger.as_info(),
-        "splits": counts,
-        "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
-        "fingerprint": hashlib.sha256(
-            b"".join(digests) + "".join(s[1] for s in splits).encode() + tokenizer.digest.encode()
-        ).hexdigest(),
-    }
-    _show_splits(counts, tokenizer)
+def _check(settings: PreprocessSettings) -> None:
+    """Everything that can be said before any work is done."""
+    if not settings.inputs:
+        raise UsageError("no input is given", hint="name files or folders to read, or - for stdin")
+    if settings.val_fraction + settings.test_fraction >= 1:
+        raise UsageError("val_fraction and test_fraction leave nothing to train on")
+    if settings.extend_vocab and settings.tokenizer is None:
+        raise UsageError(
+            "--extend-vocab has no tokenizer to extend", hint="name one with --tokenizer"
+        )
+    read_options(settings)
+    make_stages(settings)
 
 
-def _recorded(settings: PreprocessSettings) -> dict[str, object]:
-    """What decides the corpus: everything but where it lies."""
-    values = msgspec.to_builtins(settings) | {"inputs": [written(i) for i in settings.inputs]}
-    return {key: value for key, value in values.items() if key not in ("out", "overwrite")}
+@contextmanager
+def _work_folder(out: Path) -> Iterator[Path]:
+    """Where finished parts lie until the corpus is whole; kept when the work is interrupted."""
+    work = out.with_name(f".{out.name}.parts")
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        yield work
+    except KeyboardInterrupt:
+        console.say("finished parts are kept: the same command goes on from there")
+        raise
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
 
 
-def _read_all(
-    settings: PreprocessSettings, files: list[Path], folder: Path, ledger: Ledger, spool: Spool
-) -> list[dict[str, object]]:
-    seen: Counter[bytes] = Counter()
-    sources = []
-    with open(folder / "dropped.jsonl", "wb") as rejects:
-        for path in files:
-            before = ledger.read
-            for record in read_file(path, settings.passage_chars):
-                ledger.read += 1
-                rejected = _judge(record, settings, seen, spool, ledger)
-                if rejected is not None:
-                    rejects.write(msgspec.json.encode(rejected) + b"\n")
-            sources.append(
-                {
-                    "path": written(path),
-                    "bytes": path.stat().st_size,
-                    "sha256": hash_file(path),
-                    "records": ledger.read - before,
-                }
-            )
-    return sources
+class Build:
+    """One run of preprocess: from the inputs to a filled folder."""
 
+    def __init__(
+        self,
+        settings: PreprocessSettings,
+        folder: Path,
+        work: Path,
+        crew: Crew,
+        info: dict[str, object],
+    ) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.work = work
+        self.crew = crew
+        self.info = info
 
-def _judge(
-    record: Document | Failure,
-    settings: PreprocessSettings,
-    seen: Counter[bytes],
-    spool: Spool,
-    ledger: Ledger,
-) -> dict[str, object] | None:
-    """Keep the record, or count why not and return what dropped.jsonl should hold."""
-    if isinstance(record, Failure):
-        ledger.failed[record.reason] += 1
-        if ledger.failed[record.reason] <= _SHOWN_PER_REASON:
-            console.notice(f"{record.source}: {record.reason}: {record.detail}")
-        return {"status": "failed", **msgspec.to_builtins(record)}
-    reason = None
-    digest = record.digest()
-    if record.is_empty():
-        reason = "empty"
-    elif settings.dedup == "exact" and seen[digest]:
-        reason = "duplicate"
-    if reason is not None:
-        ledger.dropped[reason] += 1
-        return {"status": "dropped", "reason": reason, **record.as_row()}
-    copy = seen[digest]
-    seen[digest] += 1
-    if copy:
-        # The first half decides the split, so copies stay together.
-        digest = digest[:8] + hashlib.sha256(digest + copy.to_bytes(8, "big")).digest()[:8]
-    spool.add(record, digest)
-    ledger.kept += 1
-    return None
-
-
-def _tokenizer(settings: PreprocessSettings, spool: Spool, splits: list[str]) -> Tokenizer:
-    if settings.tokenizer is not None:
-        return open_tokenizer(_find_tokenizer(Path(settings.tokenizer)))
-    console.say(f"training a tokenizer of {settings.vocab_size} entries")
-    texts = (
-        text
-        for document, split in zip(spool.documents(), splits, strict=True)
-        if split == "train"
-        for text in document.texts()
-    )
-    return train_tokenizer(texts, settings.vocab_size)
-
-
-def _find_tokenizer(folder: Path) -> Path:
-    """Where the tokenizer of a corpus, run or model folder lies. Raises UsageError."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder} does not exist", hint="name a model, run or corpus folder")
-    places = [folder / "tokenizer", folder / "model"]
-    places += sorted(folder.glob("checkpoints/step-*/model"))[-1:]
-    return next((place for place in places if place.is_dir()), folder)
-
-
-def _write_splits(
-    folder: Path, tokenizer: Tokenizer, spool: Spool, splits: list[str]
-) -> dict[str, dict[str, int]]:
-    writers = {name: ShardWriter(folder / name, tokenizer.vocab_size) for name in SPLITS}
-    with ExitStack() as stack:
-        held_out = {
-            name: stack.enter_context(open(folder / f"{name}.jsonl", "wb"))
-            for name in ("val", "test")
+    def run(self) -> None:
+        """The story, in the order things happen."""
+        inputs, unreadable = self._find()
+        ledger = Ledger(inputs, unreadable)
+        chunks = self._read(inputs, ledger)
+        job = plans.Job(self.settings, chunks)
+        plans.write_job(self.work, job)
+        entries, compared = comparing.decide(self.settings, self.work, job, self.crew)
+        ledger.add_fates(entries)
+        if not np.any(entries["fate"] < len(SPLITS)):
+            accounts.show(ledger)
+            raise self._nothing(ledger)
+        tokenizer = corpus_tokenizer(self.settings, self.work, job, self.crew)
+        tokenizer.save(self.folder / "tokenizer")
+        results = self._encode(job, tokenizer, ledger)
+        accounts.show(ledger)
+        self._refuse_failures(ledger)
+        self._assemble(job, results, ledger)
+        facts = describe(
+            self.settings, self.folder, self.work, job, ledger, compared, results, tokenizer
+        )
+        fingerprint = self._fingerprint(entries, results, tokenizer)
+        facts = msgspec.structs.replace(facts, fingerprint=fingerprint)
+        (self.folder / FACTS).write_bytes(pretty_json(facts))
+        self._write_report(facts)
+        self.info |= {
+            "settings": _recorded(self.settings),
+            "sources": {"files": len(inputs), "bytes": sum(found.bytes for found in inputs)},
+            "ledger": ledger.total().as_info(),
+            "splits": {name: msgspec.to_builtins(facts.splits[name]) for name in SPLITS},
+            "tokenizer": {"digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
+            "fingerprint": fingerprint,
         }
-        for batch in _batched(zip(spool.documents(), splits, strict=True)):
-            rendered = iter(_render_all(tokenizer, [document for document, _ in batch]))
-            for document, split in batch:
-                writers[split].add(*next(rendered))
-                if split in held_out:
-                    held_out[split].write(msgspec.json.encode(document.as_row()) + b"\n")
-    for writer in writers.values():
-        writer.close()
-    return {
-        name: {"documents": w.documents, "tokens": w.tokens, "supervised": w.supervised}
-        for name, w in writers.items()
-    }
+        if self.settings.show:
+            self._show_examples(job, tokenizer)
+        self._show_splits(facts, tokenizer)
+
+    def _find(self) -> tuple[list[Input], list[Any]]:
+        """The input files; stdin is kept as a file, since it can be read only once."""
+        named = [name for name in self.settings.inputs if name != "-"]
+        inputs: list[Input] = []
+        unreadable: list[Any] = []
+        if named:
+            inputs, unreadable = find_inputs(named, Path(self.settings.out))
+        if "-" in self.settings.inputs:
+            inputs.append(self._keep_stdin())
+        return inputs, unreadable
+
+    def _keep_stdin(self) -> Input:
+        if sys.stdin is None:
+            raise UsageError("stdin is closed", hint="pipe text into the command, or name files")
+        kept = self.work / "stdin"
+        with open(kept, "wb") as handle:
+            shutil.copyfileobj(sys.stdin.buffer, handle, _COPY_BLOCK)
+        found = kept.stat()
+        return Input(kept, "stdin", found.st_size, found.st_mtime_ns)
+
+    def _read(self, inputs: Sequence[Input], ledger: Ledger) -> list[str]:
+        """All parts, those of an interrupted run taken over; returns the chunk names in order."""
+        parts = list(plan_parts(inputs, read_options(self.settings)))
+        self._match_key(inputs)
+        plans.write_job(self.work, plans.Job(self.settings))
+        results: dict[int, PartResult] = {}
+        todo = []
+        for number in range(len(parts)):
+            finished = _finished(self.work, number)
+            if finished is None:
+                todo.append(number)
+            else:
+                results[number] = finished
+        if results:
+            console.say(f"{len(results)} of {len(parts)} parts were finished before")
+        total = sum(found.bytes for found in inputs)
+        with console.ProgressLine("reading", max(1, len(todo))) as progress:
+            tasks = [(number, parts[number]) for number in todo]
+            answers = self.crew.run("chatbench.corpus.build:read_part", str(self.work), tasks)
+            for count, (number, answer) in enumerate(zip(todo, answers, strict=True), 1):
+                results[number] = msgspec.convert(answer, PartResult)
+                progress.update(count, f"part {count} of {len(todo)}, {total / 1e6:,.0f} MB in all")
+        for number in range(len(parts)):
+            ledger.add_part(results[number])
+        accounts.show_verdicts(ledger)
+        return [name for number in range(len(parts)) for name in results[number].chunks]
+
+    def _match_key(self, inputs: Sequence[Input]) -> None:
+        """Parts of another program, other settings or other files are of no use."""
+        key = hashlib.sha256(
+            msgspec.json.encode(
+                [__version__, _recorded(self.settings), [
+                    (os.fsencode(i.path), i.bytes, i.mtime_ns) for i in inputs
+                ]]
+            )
+        ).hexdigest()  # fmt: skip
+        path = self.work / "key"
+        if path.is_file() and path.read_text() == key:
+            return
+        for old in self.work.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old)
+            elif old.name != "stdin":
+                old.unlink()
+        path.write_text(key)
+
+    def _nothing(self, ledger: Ledger) -> DataError:
+        total = ledger.total()
+        return DataError(
+            f"nothing to keep in {', '.join(self.settings.inputs)}: read {total.read}, "
+            f"dropped {total.dropped.total()}, failed {total.failed.total()}"
+        )
+
+    def _refuse_failures(self, ledger: Ledger) -> None:
+        failed = ledger.total().failed.total()
+        if failed and self.settings.strict:
+            raise DataError(
+                f"{failed} records cannot be read, and --strict asks for all",
+                hint="mend them, or leave --strict out to go on without them",
+            )
+
+    def _encode(self, job: plans.Job, tokenizer: Tokenizer, ledger: Ledger) -> list[BucketResult]:
+        tokenizer.save(self.work / "tokenizer")
+        results = []
+        with console.ProgressLine("tokenising", len(job.buckets)) as progress:
+            task = "chatbench.corpus.encoding:encode_bucket"
+            answers = self.crew.run(task, str(self.work), range(len(job.buckets)))
+            for count, answer in enumerate(answers, 1):
+                results.append(msgspec.convert(answer, BucketResult))
+                ledger.add_examples(results[-1].examples)
+                progress.update(count, f"shard {count} of {len(job.buckets)}")
+        return results
+
+    def _assemble(self, job: plans.Job, results: Sequence[BucketResult], ledger: Ledger) -> None:
+        """Shards to their places; rows of all pieces into one file each, in order."""
+        numbers = range(len(results))
+        for split in SPLITS:
+            for number in numbers:
+                shard = shard_path(self.work, split, number)
+                if shard.is_file():
+                    final = shard_path(self.folder, split, number)
+                    final.parent.mkdir(exist_ok=True)
+                    os.replace(shard, final)
+        for kind in HELD_OUT:
+            _join(self.folder / f"{kind}.jsonl", [rows_path(self.work, kind, n) for n in numbers])
+        rejects = sorted(self.work.glob("part-*.rejects"))
+        rejects += [rows_path(self.work, "dropped", n) for n in numbers]
+        _join(self.folder / "dropped.jsonl", rejects)
+        with open(self.folder / "sources.jsonl", "wb") as handle:
+            for row in ledger.rows():
+                handle.write(msgspec.json.encode(row) + b"\n")
+
+    def _fingerprint(
+        self, entries: Entries, results: Sequence[BucketResult], tokenizer: Tokenizer
+    ) -> str:
+        """What decides training: the documents, their order and split, and their ids."""
+        kept = entries[entries["fate"] < len(SPLITS)]
+        total = hashlib.sha256(digests_of(kept) + kept["fate"].tobytes())
+        total.update(tokenizer.digest.encode())
+        for result in results:
+            total.update("".join(result.splits[s].sha256 or "-" for s in SPLITS).encode())
+        return total.hexdigest()
+
+    def _write_report(self, facts: Any) -> None:
+        from chatbench.corpus.report import write_report
+
+        write_report(self.folder / "report.html", facts)
+
+    def _show_examples(self, job: plans.Job, tokenizer: Tokenizer) -> None:
+        from chatbench.corpus.preview import show
+
+        documents = sample_documents(self.work, job, 1 << 30, self.settings.show)
+        arrays = render_arrays(tokenizer, [item_of(document) for document in documents])
+        ids, weights = arrays.ids.tolist(), arrays.weights.tolist()
+        rendered = [Rendered(ids[a:b], weights[a:b]) for a, b in pairwise(arrays.starts.tolist())]
+        show(tokenizer, documents, rendered)
+
+    def _show_splits(self, facts: Any, tokenizer: Tokenizer) -> None:
+        rows = [
+            [name, f"{row.documents:,}", f"{row.tokens:,}", f"{row.supervised:,}"]
+            for name, row in facts.splits.items()
+        ]
+        console.table(
+            f"vocabulary {tokenizer.vocab_size}",
+            ["split", "documents", "tokens", "supervised"],
+            rows,
+        )
+        wanted = {"val": self.settings.val_fraction, "test": self.settings.test_fraction}
+        empty = [name for name in HELD_OUT if not facts.splits[name].documents and wanted[name]]
+        if empty:
+            console.notice(f"too few documents for {' and '.join(empty)}: those splits are empty")
 
 
-def _batched(
-    documents: Iterable[tuple[Document, str]],
-) -> Iterator[list[tuple[Document, str]]]:
-    batch = []
-    for entry in documents:
-        batch.append(entry)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _recorded(settings: PreprocessSettings) -> dict[str, Any]:
+    """What decides the corpus: everything but where it lies and how it is made."""
+    aside = ("out", "overwrite", "workers", "strict", "show")
+    told = storable(settings)
+    return {key: value for key, value in told.items() if key not in aside}
 
 
-def _render_all(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[Rendered]:
-    chats = iter(render_batch(tokenizer, [d.messages for d in documents if d.messages is not None]))
-    texts = iter(render_texts(tokenizer, [d.text or "" for d in documents if d.messages is None]))
-    for document in documents:
-        yield next(texts if document.messages is None else chats)
+def _join(path: Path, pieces: Sequence[Path]) -> None:
+    with open(path, "wb") as whole:
+        for piece in pieces:
+            with open(piece, "rb") as handle:
+                shutil.copyfileobj(handle, whole, _COPY_BLOCK)
 
 
-def _show_ledger(ledger: Ledger) -> None:
-    parts = [f"read {ledger.read}", f"kept {ledger.kept}"]
-    for label, counter in (("dropped", ledger.dropped), ("failed", ledger.failed)):
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counter.items()))
-        parts.append(f"{label} {counter.total()}" + (f" ({reasons})" if reasons else ""))
-    console.say("records: " + " · ".join(parts))
+def _result_path(work: Path, number: int) -> Path:
+    return work / f"part-{number:06d}.json"
 
 
-def _show_splits(counts: dict[str, dict[str, int]], tokenizer: Tokenizer) -> None:
-    console.table(
-        f"vocabulary {tokenizer.vocab_size}",
-        ["split", "documents", "tokens", "supervised"],
-        [[name, *(f"{value:,}" for value in row.values())] for name, row in counts.items()],
-    )
-    empty = [name for name in ("val", "test") if not counts[name]["documents"]]
-    if empty:
-        console.notice(f"too few documents for {' and '.join(empty)}: those splits are empty")
+def _finished(work: Path, number: int) -> PartResult | None:
+    """What an earlier run left of a part, if that is whole."""
+    try:
+        result = msgspec.json.decode(_result_path(work, number).read_bytes(), type=PartResult)
+        return result if content_hash(work, result.chunks) == result.content else None
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def read_part(work: str, argument: tuple[int, list[Any]]) -> PartResult:
+    """The task of reading one part; its result file is written last."""
+    folder = Path(work)
+    number, slices = argument
+    job = plans.read_job(folder)
+    reader = PartReader(folder, number, job.settings)
+    result = reader.read(msgspec.convert(slices, list[Slice]))
+    temporary = folder / f".part-{number:06d}"
+    temporary.write_bytes(msgspec.json.encode(result))
+    os.replace(temporary, _result_path(folder, number))
+    return result

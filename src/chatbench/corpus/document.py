@@ -19,6 +19,7 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
     `messages` is what a model should imitate; `rejected` is the same conversation with the ending
     it should not give, for preference pairs. A reply that is only known to be bad stands in both,
     with weight 0 in `messages`. `shape` names the row format it came from, for the report.
+    `control` is what the tags say, one `column: value` a line; it stands in the system turn.
     """
 
     source: str
@@ -27,6 +28,7 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
     meta: dict[str, Any] = {}
     rejected: tuple[Message, ...] | None = None
     shape: str = "text"
+    control: str = ""
 
     def digest(self) -> bytes:
         """16 bytes that depend on what a model would see alone: not on source, meta, outer white
@@ -65,18 +67,37 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
     def is_empty(self) -> bool:
         return not any(text.strip() for text in self.texts())
 
+    def turns(self) -> tuple[Message, ...] | None:
+        """`messages` with the control text in the system turn."""
+        return _controlled(self.messages, self.control)
+
+    def rejected_turns(self) -> tuple[Message, ...] | None:
+        """`rejected` with the control text in the system turn."""
+        return _controlled(self.rejected, self.control)
+
     def as_row(self) -> dict[str, Any]:
         """The document as a line of a corpus folder's val.jsonl or test.jsonl."""
+        turns, rejected = self.turns(), self.rejected_turns()
         content: dict[str, Any] = (
-            {"text": self.text} if self.messages is None else {"messages": as_json(self.messages)}
+            {"text": self.text} if turns is None else {"messages": as_json(turns)}
         )
-        if self.rejected is not None:
-            content["rejected"] = as_json(self.rejected)
+        if turns is None and self.control:
+            content["control"] = self.control
+        if rejected is not None:
+            content["rejected"] = as_json(rejected)
         return {**self.meta, **content, "source": self.source}
 
 
 def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
+
+
+def _controlled(messages: tuple[Message, ...] | None, control: str) -> tuple[Message, ...] | None:
+    if messages is None or not control:
+        return messages
+    if messages and messages[0].role == "system":
+        return (Message("system", f"{messages[0].content.strip()}\n\n{control}"), *messages[1:])
+    return (Message("system", control), *messages)
 
 
 def _mapped(

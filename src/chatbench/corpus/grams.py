@@ -1,15 +1,16 @@
 """Words and word n-grams of a batch of texts as 64-bit hashes, without a Python loop over words.
 
 A word is a run of letters, digits and marks, lower-cased; every Chinese, Japanese or Korean
-character is a word of its own. Punctuation and white space only separate. Equal word sequences
-have equal hashes in every process and on every machine.
+character is a word of its own. Punctuation and white space only separate, and the Unicode
+composition of characters does not matter. Equal word sequences have equal hashes in every process
+and on every machine.
 """
 
 from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -24,6 +25,11 @@ _SINGLE_RANGES = (
     (0x2E80, 0x2FE0), (0x3040, 0x3100), (0x31F0, 0x3200), (0x3400, 0x4DC0), (0x4E00, 0xA000),
     (0xAC00, 0xD7B0), (0xF900, 0xFB00), (0x20000, 0x32000),
 )  # fmt: skip
+# They choose how the character before them is drawn, so a heart in colour is no word.
+_VARIATION_SELECTORS = slice(0xFE00, 0xFE10)
+# Characters hashed at once: the temporaries stay in cache, however long a text is.
+_BLOCK = 1 << 15
+_FILTER_BITS = 20
 
 
 class Grams(NamedTuple):
@@ -40,28 +46,65 @@ class Grams(NamedTuple):
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
 
+class GramSet:
+    """A set of hashes that many others are looked up in. `hashes` are sorted, each once."""
+
+    def __init__(self, hashes: Hashes) -> None:
+        self.hashes = np.unique(hashes)
+        self._shift = np.uint64(64 - _FILTER_BITS)
+        # Most hashes that are looked up are absent; their highest bits alone tell nearly always.
+        self._possible = np.zeros(1 << _FILTER_BITS, bool)
+        self._possible[self.hashes >> self._shift] = True
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def find(self, hashes: Hashes) -> tuple[Offsets, Offsets]:
+        """Which of `hashes` (any number, any order) are in the set, and where in it: two arrays
+        of equal length, positions in `hashes`, ascending, and positions in `self.hashes`."""
+        places = np.flatnonzero(self._possible[hashes >> self._shift])
+        found = np.searchsorted(self.hashes, hashes[places])
+        hit = self.hashes[np.minimum(found, len(self.hashes) - 1)] == hashes[places]
+        return places[hit], found[hit]
+
+
 def words(texts: Sequence[str]) -> Grams:
     """The word hashes of each text. Lone surrogates count as separators."""
+    folded = [_folded(text) for text in texts]
     # A separator after each text keeps words from growing over the border.
-    joined = "\n".join(text.lower() for text in texts) + "\n"
+    joined = "\n".join(folded) + "\n"
     points = np.frombuffer(joined.encode("utf-32-le", errors="surrogatepass"), np.uint32)
     kind = _kinds()[points]
     begins = np.empty(len(points), bool)
     begins[0] = True
     begins[1:] = (kind[1:] != kind[:-1]) | (kind[1:] == _SINGLE)
-    first = np.flatnonzero(begins & (kind != _SEPARATOR))
-    # A word's hash: the sum of its mixed characters times a power of the base, by prefix sums,
-    # moved to the word's own origin by the inverse power; all modulo 2**64.
-    powers, inverses = _powers(len(points) + 1)
-    sums = np.zeros(len(points) + 1, np.uint64)
-    np.cumsum(mix(points.astype(np.uint64) + np.uint64(1)) * powers[:-1], out=sums[1:])
-    change = np.flatnonzero(begins)
-    ends = np.append(change[1:], len(points))
-    last = ends[np.searchsorted(change, first)]
-    hashes = mix((sums[last] - sums[first]) * inverses[first])
-    lengths = np.fromiter((len(t.lower()) + 1 for t in texts), np.int64, len(texts))
-    starts = np.searchsorted(first, np.concatenate([[0], np.cumsum(lengths)]))
-    return Grams(hashes, starts.astype(np.int64))
+    places, hashes = [], []
+    for start, end in _blocks(begins):
+        change = np.flatnonzero(begins[start:end])
+        is_word = kind[start:end][change] != _SEPARATOR
+        first = change[is_word]
+        hashes.append(_hash(points[start:end], first, np.append(change[1:], end - start)[is_word]))
+        places.append(first + start)
+    lengths = np.fromiter((len(text) + 1 for text in folded), np.int64, len(folded))
+    borders = np.concatenate([[0], np.cumsum(lengths)])
+    starts = np.searchsorted(np.concatenate(places), borders)
+    return Grams(np.concatenate(hashes), starts.astype(np.int64))
+
+
+def spell(text: str, first: int = 0, count: int | None = None) -> list[str]:
+    """The words of one text as people write them (in lower case), in step with `words`; all, or
+    `count` of them from number `first` on."""
+    folded = _folded(text)
+    if not folded:
+        return []
+    points = np.frombuffer(folded.encode("utf-32-le", errors="surrogatepass"), np.uint32)
+    kind = _kinds()[points]
+    change = np.flatnonzero((kind[1:] != kind[:-1]) | (kind[1:] == _SINGLE)) + 1
+    edges = np.concatenate([[0], change, [len(folded)]])
+    wanted = slice(first, None if count is None else first + count)
+    found = np.flatnonzero(kind[edges[:-1]] != _SEPARATOR)[wanted]
+    ends = edges[found + 1].tolist()
+    return [folded[start:end] for start, end in zip(edges[found].tolist(), ends, strict=True)]
 
 
 def ngrams(grams: Grams, n: int) -> Grams:
@@ -76,6 +119,24 @@ def ngrams(grams: Grams, n: int) -> Grams:
     return Grams(mix(rolled[inside]), starts)
 
 
+def shingles(grams: Grams, n: int) -> Grams:
+    """As `ngrams`, but a document with fewer than n words has one gram, of all its words."""
+    long = ngrams(grams, n)
+    count = np.diff(grams.starts)
+    short = np.flatnonzero((count > 0) & (count < n))
+    if not len(short):
+        return long
+    whole = np.zeros(len(short), np.uint64)
+    for place in range(n - 1):
+        reaches = count[short] > place
+        hashes = grams.hashes[grams.starts[short[reaches]] + place]
+        whole[reaches] += hashes * np.uint64(_odd(place))
+    more = np.zeros(len(count), np.int64)
+    more[short] = 1
+    starts = long.starts + np.concatenate([[0], np.cumsum(more)])
+    return Grams(np.insert(long.hashes, long.starts[short], mix(whole)), starts)
+
+
 def mix(values: Hashes) -> Hashes:
     """MurmurHash3's 64-bit finaliser (Appleby): every input bit reaches every output bit."""
     values = values ^ (values >> np.uint64(33))
@@ -84,6 +145,38 @@ def mix(values: Hashes) -> Hashes:
     values *= np.uint64(0xC4CEB9FE1A85EC53)
     values ^= values >> np.uint64(33)
     return values
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text).lower()
+
+
+def _blocks(begins: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of about _BLOCK characters; longer where no word ends for so long."""
+    start, total = 0, len(begins)
+    while start < total:
+        end = min(start + _BLOCK, total)
+        if end < total:
+            back = int(begins[start + 1 : end + 1][::-1].argmax())
+            end -= back
+            if not begins[end]:
+                ahead = begins[start + 1 :]
+                place = int(ahead.argmax())
+                end = start + 1 + place if ahead[place] else total
+        yield start, end
+        start = end
+
+
+def _hash(points: npt.NDArray[np.uint32], first: Offsets, last: Offsets) -> Hashes:
+    """Hashes of the words that reach from `first` to before `last`.
+
+    The sum of a word's mixed characters times a power of the base, by prefix sums, moved to the
+    word's own origin by the inverse power; all modulo 2**64.
+    """
+    powers, inverses = _powers(len(points) + 1)
+    sums = np.zeros(len(points) + 1, np.uint64)
+    np.cumsum(mix(points.astype(np.uint64) + np.uint64(1)) * powers[:-1], out=sums[1:])
+    return mix((sums[last] - sums[first]) * inverses[first])
 
 
 def _odd(place: int) -> int:
@@ -96,6 +189,7 @@ def _kinds() -> npt.NDArray[np.uint8]:
     table = np.zeros(sys.maxunicode + 1, np.uint8)
     letters = [c for c in range(0x32000) if unicodedata.category(chr(c))[0] in "LNM"]
     table[letters] = _LETTER
+    table[_VARIATION_SELECTORS] = _SEPARATOR
     for start, end in _SINGLE_RANGES:
         table[start:end][table[start:end] == _LETTER] = _SINGLE
     return table

@@ -1,12 +1,13 @@
 """Token shards: safetensors files that training maps into memory.
 
-`ids` u16 or u32 [N] · `starts` i64 [D+1] · `weights` u8 [N], absent when all are one.
+`ids` u16 or u32 [N] · `starts` i64 [D+1] · `weights` u8 [N], absent when all are one. Where there
+are preference pairs the endings that are not wanted lie beside them, document by document and empty
+for the others: `rejected_ids`, `rejected_starts`, `rejected_weights`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,68 +17,102 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from chatbench.errors import IntegrityError, UsageError
-from chatbench.storage import MANIFEST, Manifest, verify
+from chatbench.storage import MANIFEST, Manifest, hash_file, verify
+from chatbench.text.rendering import RenderedArrays
 from chatbench.text.tokenizer import Tokenizer, open_tokenizer
 
-SHARD_TOKENS = 1 << 24
 KIND = "corpus"
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Weights = npt.NDArray[np.uint8]
 
 
 class ShardWriter:
-    """Collects documents and writes a shard file whenever enough tokens are there."""
+    """Collects rendered documents of one split and writes them as one shard file."""
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
-        self._folder = folder
+    def __init__(self, path: Path, vocab_size: int) -> None:
+        self._path = path
         self._type: type[np.unsignedinteger[Any]] = (
             np.uint16 if vocab_size <= 1 << 16 else np.uint32
         )
-        self._number = 0
-        self._clear()
+        self._wanted = _Column()
+        self._rejected = _Column()
+
+    @property
+    def documents(self) -> int:
+        return self._wanted.documents
+
+    @property
+    def tokens(self) -> int:
+        return self._wanted.tokens
+
+    @property
+    def supervised(self) -> int:
+        return self._wanted.supervised
+
+    def add(self, rendered: RenderedArrays, rejected: RenderedArrays | None = None) -> None:
+        """Append documents; `rejected` holds as many, empty where a document has none."""
+        before = self.documents
+        self._wanted.add(rendered, self._type)
+        if rejected is not None:
+            # Documents that came before the first preference have no other ending.
+            self._rejected.pad(before - self._rejected.documents)
+            self._rejected.add(rejected, self._type)
+
+    def close(self) -> str | None:
+        """Write the file; returns its SHA-256, or None when there was nothing to write."""
+        if not self.documents:
+            return None
+        arrays = self._wanted.arrays(self._type)
+        if arrays["weights"].all():
+            del arrays["weights"]
+        if self._rejected.tokens:
+            self._rejected.pad(self.documents - self._rejected.documents)
+            other = self._rejected.arrays(self._type)
+            arrays |= {f"rejected_{name}": array for name, array in other.items()}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, self._path)
+        return hash_file(self._path)
+
+
+class _Column:
+    """ids, starts and weights of one side of the documents."""
+
+    def __init__(self) -> None:
+        self._ids: list[Ids] = []
+        self._weights: list[Weights] = []
+        self._starts: list[npt.NDArray[np.int64]] = [np.zeros(1, np.int64)]
         self.documents = 0
         self.tokens = 0
         self.supervised = 0
 
-    def _clear(self) -> None:
-        self._ids: list[Ids] = []
-        self._weights: list[Weights] = []
-        self._starts = [0]
+    def add(self, rendered: RenderedArrays, number_type: type[np.unsignedinteger[Any]]) -> None:
+        self._ids.append(rendered.ids.astype(number_type))
+        self._weights.append(rendered.weights)
+        self._starts.append(rendered.starts[1:] + self.tokens)
+        self.documents += len(rendered.starts) - 1
+        self.tokens += len(rendered.ids)
+        self.supervised += int(rendered.weights.sum(dtype=np.int64))
 
-    def add(self, ids: Sequence[int], weights: Sequence[int]) -> None:
-        """Append one document."""
-        self._ids.append(np.asarray(ids, self._type))
-        self._weights.append(np.asarray(weights, np.uint8))
-        self._starts.append(self._starts[-1] + len(ids))
-        self.documents += 1
-        self.tokens += len(ids)
-        self.supervised += sum(weights)
-        if self._starts[-1] >= SHARD_TOKENS:
-            self._write()
+    def pad(self, count: int) -> None:
+        """Append `count` empty documents."""
+        self._starts.append(np.full(count, self.tokens, np.int64))
+        self.documents += count
 
-    def close(self) -> None:
-        """Write what is left; an empty split gets no file."""
-        if self._ids:
-            self._write()
-
-    def _write(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "ids": np.concatenate(self._ids),
-            "starts": np.asarray(self._starts, np.int64),
+    def arrays(self, number_type: type[np.unsignedinteger[Any]]) -> dict[str, npt.NDArray[Any]]:
+        return {
+            "ids": np.concatenate([np.zeros(0, number_type), *self._ids]),
+            "starts": np.concatenate(self._starts),
+            "weights": np.concatenate([np.zeros(0, np.uint8), *self._weights]),
         }
-        weights = np.concatenate(self._weights)
-        if not weights.all():
-            arrays["weights"] = weights
-        save_file(arrays, self._folder / f"{self._number:05d}.safetensors")
-        self._number += 1
-        self._clear()
 
 
 class Shard(msgspec.Struct):
     ids: Ids
     starts: npt.NDArray[np.int64]
     weights: Weights | None
+    rejected_ids: Ids | None = None
+    rejected_starts: npt.NDArray[np.int64] | None = None
+    rejected_weights: Weights | None = None
 
 
 def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -102,7 +137,13 @@ class TokenSplit:
 
     def __init__(self, folder: Path) -> None:
         arrays = [map_arrays(path) for path in sorted(folder.glob("*.safetensors"))]
-        self._shards = [Shard(a["ids"], a["starts"], a.get("weights")) for a in arrays]
+        self._shards = [
+            Shard(
+                a["ids"], a["starts"], a.get("weights"), a.get("rejected_ids"),
+                a.get("rejected_starts"), a.get("rejected_weights"),
+            )
+            for a in arrays
+        ]  # fmt: skip
         counts = [len(shard.starts) - 1 for shard in self._shards]
         self._first = np.cumsum([0, *counts])
         lengths = [np.diff(shard.starts) for shard in self._shards]
@@ -117,21 +158,37 @@ class TokenSplit:
     def tokens(self) -> int:
         return int(self.lengths.sum())
 
+    def shard_ids(self) -> list[Ids]:
+        """The ids of each shard file, [tokens], mapped."""
+        return [shard.ids for shard in self._shards]
+
     def ids(self, number: int) -> Ids:
         """Token ids of one document, [length]."""
-        shard, start, end = self._locate(number)
+        shard, local = self._locate(number)
+        start, end = shard.starts[local : local + 2].tolist()
         return shard.ids[start:end]
 
     def weights(self, number: int) -> Weights:
         """What of it is to be learned, [length], 0 or 1."""
-        shard, start, end = self._locate(number)
+        shard, local = self._locate(number)
+        start, end = shard.starts[local : local + 2].tolist()
         return np.ones(end - start, np.uint8) if shard.weights is None else shard.weights[start:end]
 
-    def _locate(self, number: int) -> tuple[Shard, int, int]:
+    def rejected(self, number: int) -> tuple[Ids, Weights] | None:
+        """Ids and weights of the ending a preference pair rejects; None where there is none."""
+        shard, local = self._locate(number)
+        if shard.rejected_ids is None:
+            return None
+        assert shard.rejected_starts is not None
+        assert shard.rejected_weights is not None
+        start, end = shard.rejected_starts[local : local + 2].tolist()
+        if start == end:
+            return None
+        return shard.rejected_ids[start:end], shard.rejected_weights[start:end]
+
+    def _locate(self, number: int) -> tuple[Shard, int]:
         which = int(np.searchsorted(self._first, number, side="right")) - 1
-        shard = self._shards[which]
-        local = number - int(self._first[which])
-        return shard, int(shard.starts[local]), int(shard.starts[local + 1])
+        return self._shards[which], number - int(self._first[which])
 
 
 class Corpus:

@@ -1,0 +1,167 @@
+"""Documents on disk between the steps of a build: unsorted input, sorted output, flat memory.
+
+Each part of the input leaves chunks of documents sorted by digest, with an index of fixed-size
+entries. All indices together (ENTRY.itemsize bytes a document) are sorted in memory; the documents
+themselves are read back range by range, as in the merge of an external sort.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from chatbench.corpus.document import Document
+
+# One document: its digest as two big-endian numbers, where it lies, and where it came from.
+ENTRY = np.dtype(
+    [
+        ("high", "<u8"),
+        ("low", "<u8"),
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("chunk", "<u4"),
+        ("source", "<u4"),
+        ("sequence", "<u4"),
+        ("fate", "u1"),
+    ]
+)
+Entries = npt.NDArray[Any]
+CHUNK_BYTES = 1 << 24
+
+
+class ChunkWriter:
+    """Collects documents of one part and writes a sorted chunk whenever enough are there."""
+
+    def __init__(self, stem: Path) -> None:
+        self._stem = stem
+        self.files: list[str] = []
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows: list[tuple[bytes, int, int, bytes]] = []
+        self._signatures: list[npt.NDArray[np.uint32]] = []
+        self._size = 0
+
+    def add(
+        self,
+        documents: Sequence[Document],
+        digests: Sequence[bytes],
+        sources: Sequence[int],
+        sequences: Sequence[int],
+        signatures: npt.NDArray[np.uint32] | None = None,
+    ) -> None:
+        """Append documents with the number of their source and of the record within the part."""
+        encode = msgspec.json.Encoder().encode
+        for document, digest, source, sequence in zip(
+            documents, digests, sources, sequences, strict=True
+        ):
+            packed = encode(document)
+            self._rows.append((digest, source, sequence, packed))
+            self._size += len(packed)
+        if signatures is not None:
+            self._signatures.append(signatures)
+        if self._size >= CHUNK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is there; nothing when there is nothing."""
+        if not self._rows:
+            return
+        name = f"{self._stem.name}-{len(self.files):04d}"
+        order = sorted(range(len(self._rows)), key=lambda n: (self._rows[n][0], n))
+        entries = np.zeros(len(order), ENTRY)
+        offset = 0
+        with open(self._stem.with_name(f"{name}.docs"), "wb") as handle:
+            for place, number in enumerate(order):
+                digest, source, sequence, packed = self._rows[number]
+                handle.write(packed)
+                entries[place] = (
+                    int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big"),
+                    offset, len(packed), 0, source, sequence, 0,
+                )  # fmt: skip
+                offset += len(packed)
+        np.save(self._stem.with_name(f"{name}.index.npy"), entries, allow_pickle=False)
+        if self._signatures:
+            signatures = np.concatenate(self._signatures)[order]
+            signatures.tofile(self._stem.with_name(f"{name}.signatures"))
+        self.files.append(name)
+        self._clear()
+
+
+def read_entries(folder: Path, chunks: Sequence[str]) -> Entries:
+    """The indices of all chunks, one after the other, each entry knowing its chunk's number."""
+    arrays = []
+    for number, name in enumerate(chunks):
+        entries = np.load(folder / f"{name}.index.npy", allow_pickle=False)
+        entries["chunk"] = number
+        arrays.append(entries)
+    return np.concatenate(arrays) if arrays else np.zeros(0, ENTRY)
+
+
+def in_order(entries: Entries) -> npt.NDArray[np.intp]:
+    """Positions sorted by digest; equal ones in the order they were read."""
+    return np.lexsort((entries["sequence"], entries["chunk"], entries["low"], entries["high"]))
+
+
+def repeats(entries: Entries) -> npt.NDArray[np.bool_]:
+    """Which of the sorted entries have the digest of the one before."""
+    same = np.zeros(len(entries), bool)
+    same[1:] = (entries["high"][1:] == entries["high"][:-1]) & (
+        entries["low"][1:] == entries["low"][:-1]
+    )
+    return same
+
+
+def digests_of(entries: Entries) -> bytes:
+    """The 16-byte digests, joined."""
+    return np.stack([entries["high"], entries["low"]], axis=1).astype(">u8").tobytes()
+
+
+def read_documents(folder: Path, chunks: Sequence[str], entries: Entries) -> Iterator[Document]:
+    """The documents of a run of sorted entries, in their order.
+
+    What lies between the first and the last of them in a chunk is read in one piece, which for
+    sorted entries is little more than the documents asked for.
+    """
+    decode = msgspec.json.Decoder(Document).decode
+    pieces: dict[int, tuple[int, bytes]] = {}
+    for number in np.unique(entries["chunk"]).tolist():
+        mine = entries[entries["chunk"] == number]
+        begin = int(mine["offset"].min())
+        end = int((mine["offset"] + mine["length"]).max())
+        with open(folder / f"{chunks[number]}.docs", "rb") as handle:
+            handle.seek(begin)
+            pieces[number] = (begin, handle.read(end - begin))
+    for number, offset, length in zip(
+        entries["chunk"].tolist(), entries["offset"].tolist(), entries["length"].tolist(),
+        strict=True,
+    ):  # fmt: skip
+        begin, data = pieces[number]
+        yield decode(memoryview(data)[offset - begin : offset - begin + length])
+
+
+def map_signatures(folder: Path, chunks: Sequence[str], width: int) -> list[npt.NDArray[np.uint32]]:
+    """The signatures of each chunk, (documents, width), mapped; row i of all belongs to the
+    unsorted entry i."""
+    return [
+        np.memmap(folder / f"{name}.signatures", np.uint32, "r").reshape(-1, width)
+        for name in chunks
+    ]
+
+
+def content_hash(folder: Path, chunks: Sequence[str]) -> str:
+    """SHA-256 over a part's chunk files, to know whether they are still what was written."""
+    total = hashlib.sha256()
+    for name in chunks:
+        for suffix in (".docs", ".index.npy", ".signatures"):
+            path = folder / f"{name}{suffix}"
+            if path.is_file():
+                with open(path, "rb") as handle:
+                    total.update(hashlib.file_digest(handle, "sha256").digest())
+    return total.hexdigest()

@@ -1,0 +1,106 @@
+"""Input files → parts of even size that workers can read on their own.
+
+A part is many small files or a piece of a big one. Parts depend on the files alone, never on the
+number of workers, so neither does the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+
+from chatbench.corpus.blob import ReadOptions
+from chatbench.corpus.formats import sniff
+from chatbench.corpus.inputs import Input
+
+PART_BYTES = 1 << 24
+PART_FILES = 2000
+_HEAD = 1 << 16
+_BLOCK = 1 << 20
+_SHARED_FORMATS = {"jsonl": b"\n", "text": b"\n\n"}
+
+
+class Slice(msgspec.Struct, frozen=True):
+    """Bytes start .. end of a file (to its end when `end` is 0); `source` is the file's number."""
+
+    path: bytes
+    name: str
+    source: int
+    size: int
+    mtime_ns: int
+    start: int = 0
+    end: int = 0
+    first_line: int = 1
+
+    @property
+    def is_whole(self) -> bool:
+        return self.start == 0 and self.end == 0
+
+
+def plan_parts(inputs: Sequence[Input], options: ReadOptions) -> Iterator[list[Slice]]:
+    """The parts, in the order of the inputs."""
+    part: list[Slice] = []
+    size = 0
+    for number, found in enumerate(inputs):
+        slices = _slices(found, number, options)
+        if len(slices) > 1:
+            if part:
+                yield part
+                part, size = [], 0
+            yield from ([piece] for piece in slices)
+            continue
+        part += slices
+        size += found.bytes
+        if size >= PART_BYTES or len(part) >= PART_FILES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _slices(found: Input, number: int, options: ReadOptions) -> list[Slice]:
+    whole = Slice(bytes(found.path), found.name, number, found.bytes, found.mtime_ns)
+    if found.bytes < 2 * PART_BYTES:
+        return [whole]
+    try:
+        with open(found.path, "rb") as handle:
+            head = handle.read(_HEAD)
+    except OSError:
+        return [whole]  # reading it will say why
+    form, codec = sniff(head, found.name, options)
+    if form not in _SHARED_FORMATS or codec not in ("utf-8", "ascii"):
+        return [whole]
+    cuts = [0, *_cuts(found.path, found.bytes, _SHARED_FORMATS[form]), found.bytes]
+    slices = []
+    line = 1
+    with open(found.path, "rb") as handle:
+        for start, end in pairwise(cuts):
+            slices.append(msgspec.structs.replace(whole, start=start, end=end, first_line=line))
+            line += _count_lines(handle, end - start)
+    return slices
+
+
+def _cuts(path: Path, size: int, separator: bytes) -> Iterator[int]:
+    """About every PART_BYTES, just after a separator; none where there is none for long."""
+    with open(path, "rb") as handle:
+        target = PART_BYTES
+        while target < size - PART_BYTES // 2:
+            handle.seek(target)
+            place = handle.read(_BLOCK).find(separator)
+            if place >= 0:
+                yield target + place + len(separator)
+            target += PART_BYTES
+
+
+def _count_lines(handle, length: int) -> int:  # type: ignore[no-untyped-def]
+    lines = 0
+    while length > 0:
+        block = handle.read(min(_BLOCK, length))
+        if not block:
+            break
+        lines += block.count(b"\n")
+        length -= len(block)
+    return lines

@@ -1,0 +1,68 @@
+"""The corpus's tokenizer: opened, extended, or trained on the training documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from chatbench import console
+from chatbench.corpus.crew import Crew
+from chatbench.corpus.plan import Bucket, Job, read_job
+from chatbench.errors import UsageError
+from chatbench.settings import PreprocessSettings
+from chatbench.text.bpe_training import (
+    WordCounts,
+    count_in_runs,
+    load_word_counts,
+    merge_word_counts,
+)
+from chatbench.text.tokenizer import TOKENIZER_FILE, Tokenizer, open_tokenizer, train_from_counts
+
+
+def corpus_tokenizer(settings: PreprocessSettings, work: Path, job: Job, crew: Crew) -> Tokenizer:
+    """What the settings ask for. Raises UsageError, IntegrityError."""
+    base = None if settings.tokenizer is None else open_given(settings.tokenizer)
+    if base is not None and not settings.extend_vocab:
+        return base
+    verb = "training" if base is None else "extending"
+    console.say(f"{verb} a tokenizer to {settings.vocab_size:,} entries")
+    words = _count(work, job, crew)
+    if base is None:
+        return train_from_counts(words, settings.vocab_size)
+    from chatbench.text.vocabulary import extend_tokenizer
+
+    return extend_tokenizer(base, words, settings.vocab_size)
+
+
+def _count(work: Path, job: Job, crew: Crew) -> WordCounts:
+    numbers = range(len(job.buckets))
+    runs = list(crew.run("chatbench.corpus.vocabulary:count_bucket", str(work), numbers))
+    paths = [work / f"words-{n:05d}-{run}" for n in numbers for run in range(runs[n])]
+    return merge_word_counts([load_word_counts(path) for path in paths])
+
+
+def count_bucket(folder: str, number: int) -> int:
+    """Task: count the words of one bucket's training documents into files; returns how many."""
+    work = Path(folder)
+    run = -1
+    for run, words in enumerate(count_in_runs(_training_texts(work, number))):
+        words.save(work / f"words-{number:05d}-{run}")
+    return run + 1
+
+
+def _training_texts(work: Path, number: int) -> Iterator[str]:
+    for _, documents in Bucket(work, read_job(work), number).batches(0):
+        for document in documents:
+            yield from document.texts()
+
+
+def open_given(name: str) -> Tokenizer:
+    """The tokenizer of a corpus, run or model folder, or a tokenizer.json. Raises UsageError."""
+    place = Path(name)
+    if place.is_file() and place.name == TOKENIZER_FILE:
+        return open_tokenizer(place)
+    if not place.is_dir():
+        raise UsageError(f"{place} does not exist", hint="name a model, run or corpus folder")
+    places = [place / "tokenizer", place / "model"]
+    places += sorted(place.glob("checkpoints/step-*/model"))[-1:]
+    return open_tokenizer(next((found for found in places if found.is_dir()), place))

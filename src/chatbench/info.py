@@ -1,0 +1,209 @@
+"""info: what a folder is, or what this installation is, on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import struct
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from chatbench import __version__, console
+from chatbench.console import format_count, visible
+from chatbench.corpus.shards import KIND as CORPUS
+from chatbench.corpus.summary import aligned, show_corpus
+from chatbench.errors import IntegrityError, UsageError
+from chatbench.storage import Manifest, pretty_json, read_manifest
+
+_CORE_PACKAGES = ("torch", "tokenizers", "numpy", "safetensors", "nltk")
+_FOR_DEVELOPERS = ("dev", "oracle")
+_LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
+Facts = dict[str, Any]
+
+
+def info(path: Path | None, as_json: bool) -> None:
+    """Print what `path` holds (corpus, run, model or another folder of ours), or without one the
+    versions, packages and folders of this installation; as JSON on demand.
+
+    Raises UsageError for what is none of these, IntegrityError for folders that cannot be read.
+    """
+    if path is None:
+        _print(installation(), as_json)
+        return
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise UsageError(f"{path} {what}", hint="name a corpus, run or model folder")
+    manifest = read_manifest(path)
+    if manifest is not None and manifest.kind == CORPUS:
+        show_corpus(path, as_json=as_json)
+        return
+    _print(folder_facts(path, manifest), as_json)
+
+
+def _print(facts: Facts, as_json: bool) -> None:
+    if as_json:
+        console.emit(pretty_json(facts).decode(), end="")
+        return
+    rows = [[name, visible(_written(value))] for name, value in facts.items() if value is not None]
+    for line in aligned([[name, " ".join(text.split())] for name, text in rows], indent=0):
+        console.emit(line)
+
+
+def _written(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def folder_facts(path: Path, manifest: Manifest | None) -> Facts:
+    """Name → value for a run, checkpoint or model folder, or another folder with a manifest.
+
+    Raises UsageError when it is nothing of ours, IntegrityError when it cannot be read.
+    """
+    checkpoints = sorted((path / "checkpoints").glob("step-*"))
+    if (path / "config.toml").is_file() or checkpoints:
+        return _run_facts(path, checkpoints)
+    if (path / "config.json").is_file():
+        return {"kind": "model", "folder": str(path), **_model_facts(path, manifest)}
+    if manifest is None:
+        raise UsageError(
+            f"{path} is no folder of chatbench and holds no model",
+            hint="name a corpus, run or model folder",
+        )
+    facts: Facts = {"kind": manifest.kind, "folder": str(path)}
+    if (path / "model" / "config.json").is_file():
+        return facts | _model_facts(path / "model", manifest)
+    size = sum(entry.bytes for entry in manifest.files.values())
+    plain = {k: v for k, v in manifest.info.items() if isinstance(v, str | int | float)}
+    return facts | {"files": len(manifest.files), "bytes": size} | plain
+
+
+def _run_facts(path: Path, checkpoints: list[Path]) -> Facts:
+    finished = (path / "model" / "config.json").is_file()
+    facts: Facts = {
+        "kind": "run",
+        "folder": str(path),
+        "state": "finished" if finished else "not finished, continue with --resume",
+        "checkpoints": len(checkpoints),
+    }
+    if finished:
+        return facts | _model_facts(path / "model", read_manifest(path / "model"))
+    if checkpoints and (checkpoints[-1] / "model" / "config.json").is_file():
+        newest = checkpoints[-1]
+        return facts | _model_facts(newest / "model", read_manifest(newest))
+    return facts
+
+
+def _model_facts(folder: Path, manifest: Manifest | None) -> Facts:
+    """What config.json and the header of the weights tell, in the words of the hub."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} is not a readable configuration: {error}") from error
+    if not isinstance(raw, dict):
+        raise IntegrityError(f"{path} is not a readable configuration: it holds no object")
+    noted = raw.get("chatbench")
+    step = None if manifest is None else manifest.info.get("step")
+    return {
+        "model type": raw.get("model_type"),
+        "layers": raw.get("num_hidden_layers"),
+        "width": raw.get("hidden_size"),
+        "heads": raw.get("num_attention_heads"),
+        "parameters": count_parameters(folder / "model.safetensors"),
+        "vocabulary": raw.get("vocab_size"),
+        "context": raw.get("max_position_embeddings"),
+        "step": step,
+        "base": noted.get("base") if isinstance(noted, dict) else None,
+    }
+
+
+def count_parameters(weights: Path) -> int | None:
+    """Numbers in a safetensors file, from its header alone; None when there is no such file.
+
+    Format: 8 bytes of header length, little-endian, then JSON of name → dtype, shape, offsets.
+    Raises IntegrityError when the header cannot be read.
+    """
+    if not weights.is_file():
+        return None
+    try:
+        with open(weights, "rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            if length > _LARGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(handle.read(length))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        return sum(_product(shape) for shape in shapes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise IntegrityError(f"{weights} is damaged: {error}") from error
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= int(size)
+    return total
+
+
+def installation() -> Facts:
+    """Versions, machine, optional packages and folders; loads none of the packages."""
+    facts: Facts = {"chatbench": __version__, "python": platform.python_version()}
+    facts |= {package: _version(package) or "missing" for package in _CORE_PACKAGES}
+    facts |= {"platform": platform.platform(), "cores": _cores(), "memory": _memory()}
+    for extra, packages in optional_packages().items():
+        facts[f"extra {extra}"] = {name: _version(name) or "missing" for name in packages}
+    facts |= {
+        "home": str(_home()),
+        "temporary files": tempfile.gettempdir(),
+        "program": sys.prefix,
+    }
+    return facts
+
+
+def optional_packages() -> dict[str, list[str]]:
+    """Extra → packages, as the installed package declares them; empty when it is not installed."""
+    try:
+        required = metadata.requires("chatbench") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    extras: dict[str, list[str]] = {}
+    for line in required:
+        found = re.match(r"([A-Za-z0-9._-]+).*;.*extra == ['\"]([A-Za-z0-9._-]+)['\"]", line)
+        if found and found[2] not in _FOR_DEVELOPERS:
+            extras.setdefault(found[2], []).append(found[1])
+    return {extra: sorted(packages) for extra, packages in sorted(extras.items())}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cores() -> int:
+    """Those this process may use, where the system tells."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _memory() -> str | None:
+    try:
+        return f"{format_count(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))}B"
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _home() -> Path:
+    """Where chat keeps what was typed: CHATBENCH_HOME, else XDG's state folder."""
+    if home := os.environ.get("CHATBENCH_HOME"):
+        return Path(home)
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(state, "chatbench")
