@@ -95,7 +95,7 @@ def test_preparing_a_corpus_does_not_load_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "demo", "preprocess", "pretrain", "finetune", "evaluate", "chat", "info"]
+    "verb", ["", "demo", "preprocess", "pretrain", "finetune", "evaluate", "chat", "info", "screen"]
 )
 def test_help_loads_nothing_heavy(verb: str) -> None:
     code = (

@@ -20,6 +20,7 @@ from chatbench.settings import (
     FinetuneSettings,
     PreprocessSettings,
     PretrainSettings,
+    ScreenSettings,
 )
 
 app = typer.Typer(
@@ -66,6 +67,17 @@ def preprocess(settings: PreprocessSettings) -> None:
     from chatbench.corpus.build import preprocess
 
     console.emit(str(preprocess(settings)))
+
+
+@settings_command(
+    app, ScreenSettings, name="screen",
+    help="Train a filter for bad content on labelled examples. Prints its folder.",
+    epilog="Example: chatbench screen -d labelled.csv -o screens/mine --bad-label 1",
+)  # fmt: skip
+def screen(settings: ScreenSettings) -> None:
+    from chatbench.corpus.screening import train
+
+    console.emit(str(train(settings)))
 
 
 @settings_command(

@@ -154,6 +154,31 @@ class PreprocessSettings(Settings):
     ] = 200
 
 
+class ScreenSettings(Settings):
+    """Labelled examples, and the screen that is learned from them."""
+
+    data: Annotated[str, flag("Table or JSON Lines with a text and a label (required)", "-d")]
+    out: Annotated[str, flag("Folder of the screen to write (required)", "-o")]
+    bad_label: Annotated[
+        list[str], flag("Label of bad examples; repeatable, each is then a category")
+    ] = field(default_factory=lambda: ["1"])
+    good_label: (
+        Annotated[str, flag("Label of good examples (default: every other label)")] | None
+    ) = None
+    max_false_positives: Annotated[
+        float, flag("Share of good texts that may be rejected", gt=0, lt=1)
+    ] = 0.01
+    seed: Annotated[int, flag("Seed of the held-out examples", ge=0, le=LARGEST_SEED)] = 0
+    overwrite: Annotated[bool, flag("Replace a screen that is already there")] = False
+    format: Annotated[str, flag("Form of the file; auto judges by content", panel="Reading")] = (
+        "auto"
+    )
+    encoding: Annotated[str, flag("Character encoding; auto finds it", panel="Reading")] = "auto"
+    map: Annotated[
+        list[str], flag("Column for a part, such as text=comment; repeatable", panel="Reading")
+    ] = field(default_factory=list)
+
+
 class ModelSettings(Settings):
     """Shape of a model trained from nothing; explicit numbers win over the size."""
 

@@ -392,7 +392,7 @@ def test_hash_seed_and_locale_give_the_same_bytes(
     here = build(tmp_path / "here", path)
     done = cli(
         "preprocess", path, "-o", tmp_path / "there", "--vocab-size", 300, "--val-fraction", 0.2,
-        "--test-fraction", 0.2, env={**os.environ, **environment},
+        "--test-fraction", 0.2, "--no-profile", env={**os.environ, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'there'}\n"

@@ -15,15 +15,15 @@ from random import Random
 
 import pytest
 from corpus.pii_lookalikes import lookalike
-from corpus.pii_planted import KINDS, LANGUAGES, MAKERS, published_key, samples
+from corpus.pii_planted import KINDS, LANGUAGES, MAKERS, planted, published_key, samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatbench.conversation import Message
 from chatbench.corpus.document import Document
-from chatbench.corpus.pii import Found, find, scrub
+from chatbench.corpus.pii import Found, find, finder, phones, scrub
 from chatbench.corpus.pii.finder import _RANK, _settled, masked
-from chatbench.corpus.pii.found import digit_runs, narrowed, places, require_checks
+from chatbench.corpus.pii.found import digit_runs, narrowed, require_checks
 from chatbench.corpus.pii.network import ipv6
 from chatbench.corpus.pii.numbers import _LENGTHS
 from chatbench.corpus.pii.secrets import _SIGNED, _signed
@@ -88,6 +88,7 @@ def test_lookalikes_alone_are_left_alone(language: str, rng: Random) -> None:
         ("<a.b+c@mail.example.co.uk>,d_e@pku.edu.cn", "<[EMAIL]>,[EMAIL]"),
         ("anna [at] gmail [dot] com or bob at firma dot de", "[EMAIL] or [EMAIL]"),
         ("josé@example.com", "[EMAIL]"),
+        ("a1 [at] x.com, b2 [at] y.org, c3(at)z.cn", "[EMAIL], [EMAIL], [EMAIL]"),
         ("手机13812345678微信同号", "手机[PHONE]微信同号"),
         ("(+86) 138 1234 5678；０１０－６２３４５６７８", "[PHONE]；[PHONE]"),
         ("电话：82345678、82345679，分机1", "电话：[PHONE]、[PHONE]，分机1"),
@@ -104,7 +105,7 @@ def test_lookalikes_alone_are_left_alone(language: str, rng: Random) -> None:
         ("GB29 NWBK 6016 1331 9268 19 AND DE89370400440532013000", "[IBAN] AND [IBAN]"),
         ("从114.114.115.9和2408:8207::1登录", "从[IP]和[IP]登录"),
         ("http://10.1.2.3:8080/ [fe80::1%eth0]", "http://[IP]:8080/ [[IP]%eth0]"),
-        ("code:2a02:8109::7, ::ffff:9.8.7.61", "code:[IP], [IP]"),
+        ("code:2a02:8109::7, ::ffff:9.8.7.61.", "code:[IP], [IP]."),
         ("AKIAIOSFODNN7EXAMPLE", "[KEY]"),
         ("密码是abc123，口令：hunter2", "密码是[KEY]，口令：[KEY]"),
         ("password=Sunny2021!&user=x", "password=[KEY]&user=x"),
@@ -136,7 +137,8 @@ def test_forms_that_are_masked(text: str, expected: str) -> None:
         "the password is wrong", "密码：不能为空", "password: <your-password>", "token=${TOKEN}",
         "password = os.environ['PW2']", "max_tokens = 40961234567890", "secret=None",
         "sk-learn-is-a-library-name", "task-list-0123456789012345678901", "[EMAIL] [PHONE] [KEY]",
-        "https://[KEY]@host.com", "password=[KEY]", "二〇二三年一三八一二三四五六七八",
+        "https://[KEY]@host.com", "password=[KEY]", "token: ch02-00-guessing-a-number.html#part-2",
+        "secret: 2-words-that-stand-in-a-row", "二〇二三年一三八一二三四五六七八",
     ],
 )  # fmt: skip
 def test_forms_that_are_left_alone(text: str) -> None:
@@ -146,10 +148,8 @@ def test_forms_that_are_left_alone(text: str) -> None:
 def test_the_more_specific_kind_wins_an_overlap() -> None:
     assert kinds("https://me:pass1@example.com") == [("key", "me:pass1")]
     assert kinds("13812345678@qq.com") == [("email", "13812345678@qq.com")]
-    # A resident id of Gansu begins like a UnionPay card.
-    assert [kind for kind, _ in kinds("620102198001011233 620102198001011212")] in (
-        ["resident id"], ["resident id", "resident id"],
-    )  # fmt: skip
+    # A resident id of Gansu begins like a UnionPay card, and this one has a right Luhn digit.
+    assert kinds("620102198001010754") == [("resident id", "620102198001010754")]
 
 
 # ---- the stage
@@ -166,15 +166,14 @@ def test_flag_counts_and_mask_replaces_in_every_text() -> None:
     assert all(one is two for one, two in zip(flagged, documents, strict=True))
     hidden, again = scrub("mask")(documents)
     assert counts == again == {"phone": 4, "email": 1, "ip": 1}
-    one, two, three = hidden
-    assert isinstance(one, Document)
-    assert isinstance(two, Document)
-    assert one.text == "call [PHONE], [PHONE]"
-    assert two.messages == (Message("user", "我的手机是[PHONE]"),
-                            Message("assistant", "Mail [EMAIL]", 0.0))  # fmt: skip
-    assert two.rejected is not None
-    assert two.rejected[1].content == "[IP]"
-    assert three is documents[2]
+    mail = Message("assistant", "Mail [EMAIL]", 0.0)
+    mine = Message("user", "我的手机是[PHONE]")
+    assert hidden == [
+        Document("a", text="call [PHONE], [PHONE]"),
+        Document("b", messages=(mine, mail), rejected=(mine, Message("assistant", "[IP]"))),
+        documents[2],
+    ]
+    assert hidden[2] is documents[2]
 
 
 def test_borders_of_batches_change_nothing(rng: Random) -> None:
@@ -291,10 +290,29 @@ def test_keys_found_by_their_sign_are_those_found_by_trying_everywhere(rng: Rand
     assert seen > 100
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_shortcuts_lose_nothing(
+    language: str, rng: Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [planted(kind, language, rng) for kind in KINDS for _ in range(150)]
+    texts = [re.sub("[\ue000-\ue002]", " ", line) for line in lines]
+    texts += [lookalike(language, rng) for _ in range(300)]
+    texts += [re.sub("[0-9]", "q", text) for text in texts]
+    texts += ["".join(rng.choices("0123456789 -.()+x", k=60)) for _ in range(300)]
+    fast = [find(text) for text in texts]
+    monkeypatch.setattr(finder, "_SHORT", 0)
+    monkeypatch.setattr(phones, "_LIKELY", re.compile(""))
+    assert fast == [find(text) for text in texts]
+
+
 def test_ipv6_is_found_in_any_surroundings(rng: Random) -> None:
     addresses = [MAKERS["ip"]("en", rng) for _ in range(400)]
     words = {address: True for address in addresses if ":" in address}
-    words.update(dict.fromkeys(["12:30:45", "a:b", "::", "00:1a:2b:3c:4d:5e", "abc::def"], False))
+    words.update(
+        dict.fromkeys(
+            ["12:30:45", "a:b", "::", "00:1a:2b:3c:4d:5e", "abc::def", "1:18:01::", "2262::"], False
+        )
+    )
     for word, personal in words.items():
         for before, after in (
             ("", ""),
@@ -314,11 +332,6 @@ def test_narrowing_keeps_every_place(text: str) -> None:
     assert len(plain) == len(text)
     if plain != text:
         assert plain == text.translate(dict(zip(map(ord, "＠１．ｚ"), "@1.z", strict=True)))
-
-
-@given(st.text("ab", max_size=30), st.sampled_from(["a", "ab", "aab"]))
-def test_places_are_all_places(text: str, literal: str) -> None:
-    assert list(places(text, literal)) == [m.start() for m in re.finditer(f"(?={literal})", text)]
 
 
 def test_lengths_of_ibans_are_those_of_the_library() -> None:

@@ -35,7 +35,8 @@ CHINESE_PROSE = (
 )
 MENU = ("Home\nProducts\nTea\nGreen tea\nBlack tea\nPaper\nInk\nBooks\nGifts\nNew arrivals\nSale\n"
         "About us\nOur team\nPress\nJobs\nContact\nLog in\nSign up\nBasket\nWish list\nHelp\n"
-        "Shipping\nReturns\nPayment\nTrack the order\nStore finder\nFollow us\nFacebook\nNewsletter to go\n"
+        "Shipping\nReturns\nPayment\nTrack the order\nStore finder\nFollow us\nFacebook\n"
+        "Newsletter to go\n"
         "Imprint\nCookies\nLegal notes\nSite map of the shop\nBack to top")  # fmt: skip
 CHINESE_MENU = (
     "首页\n商品分类\n绿茶\n红茶\n乌龙茶\n信纸\n墨水\n图书\n礼品\n新品上架\n限时特卖\n关于我们\n" * 1

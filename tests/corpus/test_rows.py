@@ -58,7 +58,8 @@ PLAIN = [
     ({"instruction": "有茶吗？", "context": "", "response": "有的。"}, PAIR, "prompt"),
     ({"prompt": CHAT[:1], "completion": CHAT[1:]}, PAIR, "prompt"),
     ({"question": "有茶吗？", "answer": ["有的。", "没有。"]}, PAIR, "prompt"),
-    ({"question": "有茶吗？", "answers": {"text": ["有的。"], "answer_start": [0]}}, PAIR, "prompt"),
+    ({"question": "有茶吗？", "answers": {"text": ["有的。"], "answer_start": [0]}}, PAIR,
+     "prompt"),
     ({"context": "茶在架子上。", "question": "有茶吗？", "answers": [{"text": "有的。"}]},
      (Message("user", "茶在架子上。\n\n有茶吗？"), TOLD), "prompt"),
     ({"question": "6 × 7?", "answer": 42}, (Message("user", "6 × 7?"), Message("assistant", "42")),
@@ -80,8 +81,10 @@ def test_dialogues_of_all_kinds_become_messages(
     assert (found.text, found.rejected, found.source) == (None, None, "f:1")
 
 
-PAIR_KEYS = ("prompt completion,prompt response,query response,question answer,q a,问题 答案,问 答,"
-             "input output,input target,instruction response,context response,Question Answer")  # fmt: skip
+PAIR_KEYS = (
+    "prompt completion,prompt response,query response,question answer,q a,问题 答案,问 答,"
+    "input output,input target,instruction response,context response,Question Answer"
+)
 
 
 @pytest.mark.parametrize("keys", [pair.split() for pair in PAIR_KEYS.split(",")], ids="-".join)
@@ -267,7 +270,11 @@ def test_a_mapped_column_that_is_not_there_is_named() -> None:
 def test_the_map_of_the_command_line() -> None:
     assert parse_map(["user = Frage", "assistant=a=b"]) == {"user": "Frage", "assistant": "a=b"}
     assert parse_map([]) == {}
-    for entry, hint in (("user", "PART=COLUMN"), ("user=", "PART=COLUMN"), ("usr=a", "no part usr")):
+    for entry, hint in (
+        ("user", "PART=COLUMN"),
+        ("user=", "PART=COLUMN"),
+        ("usr=a", "no part usr"),
+    ):
         with pytest.raises(UsageError, match=hint):
             parse_map([entry])
     with pytest.raises(UsageError, match="did you mean user"):
@@ -303,7 +310,7 @@ def test_a_written_row_reads_back_as_the_same_document() -> None:
         assert (after.text, after.messages, after.rejected) == (
             before.text, before.messages, before.rejected
         )  # fmt: skip
-        assert {k: v for k, v in after.meta.items()} == before.meta
+        assert after.meta == before.meta
 
 
 def test_keys_of_the_corpus_format_never_come_from_meta() -> None:

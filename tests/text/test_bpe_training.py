@@ -174,7 +174,7 @@ def random_words(rng: random.Random) -> WordCounts:
 
 def test_merges_equal_those_of_the_slow_learner(rng: random.Random) -> None:
     pytest.importorskip("chatbench.text._bpe")
-    for _ in range(400):
+    for _ in range(200):
         words, wanted = random_words(rng), rng.randrange(120)
         for unique in (False, True):
             fast = learn_merges(words, ENTRIES, NONE, wanted, unique)

@@ -26,7 +26,7 @@ from chatbench.corpus import ledger as accounts
 from chatbench.corpus import plan as plans
 from chatbench.corpus.chunks import Entries, content_hash, digests_of
 from chatbench.corpus.crew import Crew
-from chatbench.corpus.describing import describe, storable
+from chatbench.corpus.describing import describe, recorded
 from chatbench.corpus.encoding import HELD_OUT, BucketResult, item_of, rows_path, shard_path
 from chatbench.corpus.facts import FACTS
 from chatbench.corpus.fluent import sample_documents
@@ -136,7 +136,7 @@ class Build:
         (self.folder / FACTS).write_bytes(pretty_json(facts))
         self._write_report(facts)
         self.info |= {
-            "settings": _recorded(self.settings),
+            "settings": recorded(self.settings),
             "sources": {"files": len(inputs), "bytes": sum(found.bytes for found in inputs)},
             "ledger": ledger.total().as_info(),
             "splits": {name: msgspec.to_builtins(facts.splits[name]) for name in SPLITS},
@@ -198,7 +198,7 @@ class Build:
         """Parts of another program, other settings or other files are of no use."""
         key = hashlib.sha256(
             msgspec.json.encode(
-                [__version__, _recorded(self.settings), [
+                [__version__, recorded(self.settings), [
                     (os.fsencode(i.path), i.bytes, i.mtime_ns) for i in inputs
                 ]]
             )
@@ -298,13 +298,6 @@ class Build:
         empty = [name for name in HELD_OUT if not facts.splits[name].documents and wanted[name]]
         if empty:
             console.notice(f"too few documents for {' and '.join(empty)}: those splits are empty")
-
-
-def _recorded(settings: PreprocessSettings) -> dict[str, Any]:
-    """What decides the corpus: everything but where it lies and how it is made."""
-    aside = ("out", "overwrite", "workers", "strict", "show")
-    told = storable(settings)
-    return {key: value for key, value in told.items() if key not in aside}
 
 
 def _join(path: Path, pieces: Sequence[Path]) -> None:

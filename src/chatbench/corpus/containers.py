@@ -12,6 +12,7 @@ import lzma
 import os
 import re
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -45,7 +46,7 @@ _SMALL_STEP = 256
 _FREE_IN_ARCHIVE = 1 << 30
 _ZIP_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
-    ValueError, IndexError, KeyError,
+    ValueError, IndexError, KeyError, struct.error,
 )  # fmt: skip
 _TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, IndexError, KeyError, OverflowError)
 _NOT_TEXT = (
@@ -179,7 +180,7 @@ class _Opener:
         size = file.seek(0, os.SEEK_END)
         try:
             archive = zipfile.ZipFile(file)
-        except _ZIP_ERRORS as error:
+        except (*_ZIP_ERRORS, OSError) as error:  # OSError: a spoiled offset before the start
             yield Failure(place.name, "damaged zip", str(error))
             return
         with archive:
@@ -201,7 +202,7 @@ class _Opener:
                 budget = Budget(self._options.max_expansion, consumed, place.root, whole)
                 try:
                     member = archive.open(info)
-                except _ZIP_ERRORS as error:
+                except (*_ZIP_ERRORS, OSError) as error:
                     yield Failure(name, "damaged zip", str(error))
                     continue
                 # What other methods make of one step is not bounded by what is asked for.

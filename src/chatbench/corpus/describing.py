@@ -63,8 +63,7 @@ def describe(
     total = ledger.total()
     lengths = [TokenSplit(folder / split).lengths for split in SPLITS]
     facts = CorpusFacts(
-        name=written(Path(settings.out).absolute().name),
-        settings=_told(settings),
+        settings=recorded(settings),
         sources=[
             SourceFacts(s.path, s.bytes, s.account.read, s.verdict)
             for s in ledger.sources[:_LISTED_SOURCES]
@@ -124,8 +123,9 @@ def storable(settings: PreprocessSettings) -> dict[str, Any]:
     return {name: clean(value) for name, value in msgspec.to_builtins(settings).items()}
 
 
-def _told(settings: PreprocessSettings) -> dict[str, Any]:
-    aside = ("overwrite", "workers", "show")
+def recorded(settings: PreprocessSettings) -> dict[str, Any]:
+    """What decides the corpus: everything but where it lies and how it is made."""
+    aside = ("out", "overwrite", "workers", "strict", "show")
     return {name: value for name, value in storable(settings).items() if name not in aside}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -88,8 +89,19 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
         return {**self.meta, **content, "source": self.source}
 
 
+# Python's own composition takes the square of the length of a run of combining marks.
+_LONG_RUN = re.compile(r"[\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u064b-\u065f\u3099\u309a]{256}")
+
+
 def _normal(text: str) -> str:
-    return unicodedata.normalize("NFC", text.strip())
+    text = text.strip()
+    if text.isascii():
+        return text
+    if _LONG_RUN.search(text) is not None:
+        from tokenizers import normalizers
+
+        return str(normalizers.NFC().normalize_str(text))
+    return unicodedata.normalize("NFC", text)
 
 
 def _controlled(messages: tuple[Message, ...] | None, control: str) -> tuple[Message, ...] | None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from io import BufferedReader
 from itertools import chain, count
+from pathlib import Path
 from typing import NamedTuple
 
 from chatbench.corpus.blob import Blob
@@ -31,6 +33,8 @@ from chatbench.errors import UsageError
 
 BLOCK_BYTES = 1 << 17
 _SHOWN_BYTES = 200
+_WIDE_SAMPLE = 1 << 13
+_WORST_BITS_OF_UTF_32 = 21
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -110,17 +114,26 @@ def sample(blob: Blob, size: int = 1 << 16) -> bytes:
     DamagedInput as the handle does.
     """
     head = blob.handle.peek(size)[:size]
-    if blob.path is None or len(head) < size or not head.isascii() or b"\0" in head:
+    end = blob.handle.tell() + len(head) if blob.path is not None else 0
+    if blob.path is None or not head.isascii() or b"\0" in head:
         return head
-    with open(blob.path, "rb") as handle:
-        handle.seek(blob.handle.tell() + size)
+    with suppress(OSError):  # the handle will say it
+        if blob.path.stat().st_size > end:
+            return head + _odd_line(blob.path, end, size)
+    return head
+
+
+def _odd_line(path: Path, start: int, size: int) -> bytes:
+    """The first line behind `start` that is not ASCII, or a part of it."""
+    with open(path, "rb") as handle:
+        handle.seek(start)
         while block := handle.read(1 << 20):
             if not block.isascii():
                 block += handle.readline(size)
-                odd = next(i for i, byte in enumerate(block) if byte >= 0x80)
-                start = max(block.rfind(b"\n", 0, odd) + 1, odd - size)
-                return head + b"\n" + block[start : odd + size]
-    return head
+                odd = next(place for place, byte in enumerate(block) if byte >= 0x80)
+                begin = max(block.rfind(b"\n", 0, odd) + 1, odd - size)
+                return b"\n" + block[begin : odd + size]
+    return b""
 
 
 def check_encoding(name: str) -> str:
@@ -160,11 +173,11 @@ def _is_control_rich(head: bytes) -> bool:
 def _wide(head: bytes) -> str | None:
     """UTF-32 leaves no doubt; UTF-16 has to be likelier than the bytes themselves."""
     for codec in ("utf-32-le", "utf-32-be"):
-        if len(head) >= 4 and decodes(head, codec) and "\0" not in head.decode(codec, "ignore"):
+        text = head[:_WIDE_SAMPLE].decode(codec, "ignore")
+        if not decodes(head, codec) or "\0" in text:
+            continue
+        if text and cost(text) < _WORST_BITS_OF_UTF_32 * len(text):
             return codec
-    zeros = head[0::2].count(0), head[1::2].count(0)
-    if min(zeros) * 4 > max(zeros):
-        return None
     best = likeliest(head, (*WIDE, "utf-8"))
     return best if best in WIDE else None
 
@@ -211,20 +224,29 @@ def lines(
     codec = check_encoding(codec)
     if codec == "utf-8-sig":
         codec = "utf-8"
-    if codec in ("utf-16", "utf-32"):
-        # Without a mark, little endian is what nearly all such files are.
-        codec += "-be" if handle.peek(4).startswith((b"\xfe\xff", b"\0\0\xfe\xff")) else "-le"
-    if codec.startswith(_NOT_BY_LINE) or not _keeps_ends(codec):
-        source = _as_utf_8(handle, codec, first_line == 1)
-        splitter = _Splitter(codec, _decode_marked, name, max_bytes, first_line)
-        return chain.from_iterable(splitter.batches(source))
-    if first_line == 1:
-        for mark, marked in _BOMS:
-            if marked == codec and handle.peek(4).startswith(mark):
-                handle.read(len(mark))
     blocks = iter(partial(handle.read1, BLOCK_BYTES), b"")
-    splitter = _Splitter(codec, partial(_decode, codec), name, max_bytes, first_line)
+    decode: Callable[[bytes], str] = partial(_decode, codec)
+    form = codec
+    if codec.startswith(_NOT_BY_LINE) or not _keeps_ends(codec):
+        blocks, decode, form = _as_utf_8(blocks, codec), _decode_marked, "utf-8"
+    if first_line == 1:
+        blocks = _without_mark(blocks, form)
+    splitter = _Splitter(codec, decode, name, max_bytes, first_line)
     return chain.from_iterable(splitter.batches(blocks))
+
+
+def _without_mark(blocks: Iterator[bytes], codec: str) -> Iterator[bytes]:
+    mark = next((mark for mark, marked in _BOMS if marked == codec), b"")
+    yield _gathered(blocks, len(mark)).removeprefix(mark)
+    yield from blocks
+
+
+def _gathered(blocks: Iterator[bytes], size: int) -> bytes:
+    """The first block or blocks, `size` bytes at least where there are as many."""
+    first = b""
+    while len(first) < size and (block := next(blocks, b"")):
+        first += block
+    return first
 
 
 def _decode(codec: str, data: bytes) -> str:
@@ -246,19 +268,20 @@ def _keeps_ends(codec: str) -> bool:
         return False
 
 
-def _as_utf_8(handle: BufferedReader, codec: str, at_start: bool) -> Iterator[bytes]:
+def _as_utf_8(blocks: Iterator[bytes], codec: str) -> Iterator[bytes]:
     """The decoded text as UTF-8 with marks, in which a line end is one byte."""
+    block = _gathered(blocks, 4)
+    if codec in ("utf-16", "utf-32"):
+        # Without a mark, little endian is what nearly all such files are.
+        codec += "-be" if block.startswith((b"\xfe\xff", b"\0\0\xfe\xff")) else "-le"
     decoder = codecs.getincrementaldecoder(codec)("chatbench.mark")
-    final = False
-    while not final:
-        block = handle.read1(BLOCK_BYTES)
-        final = not block
-        text = decoder.decode(block, final)
-        if at_start and text:
-            text = text.removeprefix("\ufeff")
-            at_start = False
+    more = True
+    while more:
+        more = bool(block)
+        text = decoder.decode(block, not more)
         if text:
             yield text.encode("utf-8", "surrogatepass")
+        block = next(blocks, b"")
 
 
 class _Splitter:

@@ -38,8 +38,7 @@ class Punkt(msgspec.Struct, frozen=True):
 
     @classmethod
     def train(cls, texts: Iterable[str], chars: int = _PUNKT_CHARS) -> Punkt:
-        """Learns abbreviations and the like from about the first `chars` characters, spread
-        evenly over the texts."""
+        """Learns abbreviations and the like from about `chars` characters of the texts."""
         from nltk.tokenize.punkt import PunktTrainer
 
         trainer = PunktTrainer()
@@ -112,10 +111,10 @@ def sample(texts: Sequence[str], chars: int) -> list[str]:
 
 _PHRASE_CHARS = 500_000
 _SELDOM = 3  # a phrase stands at least this often
-_EMPTY_WORDS = frozenset(
-    "the and that this with for from not but are was were had has have been will would could "
+_EMPTY_WORDS = (
+    " the and that this with for from not but are was were had has have been will would could "
     "should can may might did does done she her his him they them their there then than you your "
-    "its our who what when where which all any one more most very into upon said".split()
+    "its our who what when where which all any one more most very into upon said "
 )
 _EMPTY_CHARACTERS = frozenset(
     "的一是不了在有和人这這个個我他她它你们們也就都而之与與为為其以把被着說说到来來"
@@ -146,7 +145,7 @@ def _word_phrases(texts: Sequence[str], count: int) -> list[tuple[str, ...]]:
     words = [word.lower() for text in texts for word in [*wordpunct_tokenize(text), "."]]
     finder = BigramCollocationFinder.from_words(words)
     finder.apply_freq_filter(_SELDOM)
-    finder.apply_word_filter(lambda w: len(w) < 3 or not w.isalpha() or w in _EMPTY_WORDS)
+    finder.apply_word_filter(lambda w: len(w) < 3 or not w.isalpha() or f" {w} " in _EMPTY_WORDS)
     return list(finder.nbest(BigramAssocMeasures.likelihood_ratio, count))
 
 
@@ -234,7 +233,7 @@ class NGramModel:
         parts = [
             part for model in (self._words, self._letters) for part in (model.keys, model.counts)
         ]
-        head = msgspec.json.encode({"pieces": self._pieces, "lengths": list(map(len, parts))})
+        head = msgspec.json.encode((self._pieces, list(map(len, parts))))
         return b"".join([_MAGIC, head, b"\n", *(part.astype("<u8").tobytes() for part in parts)])
 
     @classmethod
@@ -244,23 +243,16 @@ class NGramModel:
             if not data.startswith(_MAGIC):
                 raise ValueError("it does not begin as one")
             start = data.index(b"\n", len(_MAGIC)) + 1
-            head = msgspec.json.decode(data[len(_MAGIC) : start], type=_Head)
+            head = data[len(_MAGIC) : start]
+            pieces, lengths = msgspec.json.decode(head, type=tuple[list[str], list[int]])
             values = np.frombuffer(data, "<u8", offset=start).astype(np.uint64)
-            if len(head.lengths) != 4 or sum(head.lengths) != len(values):
+            if len(lengths) != 4 or sum(lengths) != len(values):
                 raise ValueError("its arrays are cut off")
-            parts = np.split(values, np.cumsum(head.lengths)[:-1])
-            return cls(
-                head.pieces,
-                _KneserNey(parts[0], parts[1], len(head.pieces) + 1),
-                _KneserNey(parts[2], parts[3], _END + 1),
-            )
+            parts = np.split(values, np.cumsum(lengths)[:-1])
+            words = _KneserNey(parts[0], parts[1], len(pieces) + 1)
+            return cls(pieces, words, _KneserNey(parts[2], parts[3], _END + 1))
         except (ValueError, msgspec.DecodeError) as error:
             raise IntegrityError(f"the n-gram model is damaged: {error}") from error
-
-
-class _Head(msgspec.Struct):
-    pieces: list[str]
-    lengths: list[int]
 
 
 def _size(text: str) -> int:
@@ -313,9 +305,8 @@ def _looked_up(keys: Ids, values: Floats, wanted: Ids) -> Floats:
 class _KneserNey:
     """Interpolated Kneser-Ney of order 3 over the symbols 0 .. size-1.
 
-    The lower orders count in how many different contexts a symbol stands, and the lowest leaves
-    its discount to a uniform distribution, so that each symbol has a probability and all of them
-    sum to one after any context.
+    The lower orders count the contexts of a symbol, and the lowest leaves its discount to a
+    uniform distribution: each symbol has a probability, and after any context they sum to one.
     """
 
     def __init__(self, keys: Ids, counts: Ids, size: int) -> None:

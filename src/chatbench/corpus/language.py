@@ -38,7 +38,7 @@ _MAJORITY = 0.6  # a script with less of the units does not name the text
 _KANA_SHARE = 0.1  # of Han and kana: a Chinese text may quote a Japanese name, not more
 _TWO_SCRIPTS = 0.9  # two scripts that hold this much together name a mixed text
 _MIN_LETTERS = 20  # below, py3langid guesses
-_JUDGED_CHARS = 500  # of 2,000, the rest cost three quarters of the time and changed no verdict
+_JUDGED_CHARS = 500  # four times as many changed one verdict of 1,578 real texts
 
 _HAN, _KANA, _OTHER = 1, 2, 11
 _NAMES = ("", "zh", "ja", "ko", "ar", "he", "th", "hi", "el", "cyrillic", "latin", "other")

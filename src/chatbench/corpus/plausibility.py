@@ -30,7 +30,8 @@ _HANDICAP = {
     **dict.fromkeys(CANDIDATES[CANDIDATES.index("koi8-r") :], 3.0), "cp949": 6.0, "euc_kr": 6.0,
     "euc_jp": 5.0, "mac_cyrillic": 9.0, "cp866": 6.0, **dict.fromkeys(WIDE, 60.0),
 }  # fmt: skip
-_WORST_BITS_A_BYTE = 9.0
+# Bits a byte from which bytes are no text; the change lets a few rare characters stand alone.
+_WORST, _WORST_IF_WIDE, _SMALL_CHANGE = 9.0, 6.5, 64.0
 ASCII, UNDECODED, CONTROL, _HALF_CHARACTER = 5.0, 40.0, 25.0, 15.0
 PLAIN_CONTROLS = "\t\n\r\f\v\b\x1b"
 _FREQUENT_HAN = (
@@ -74,9 +75,12 @@ _OUTSIDE_LANGUAGE, _NEW_SCRIPT = 12.0, 8.0
 
 
 def likeliest(head: bytes, candidates: tuple[str, ...]) -> str | None:
-    """The cheapest candidate by `plausibility.cost`; None when all are dearer than the bytes."""
+    """The candidate codec whose decoding of `head` costs least; None when that costs more than text
+    does."""
     bits, _, best = min(_bids(head, candidates))
-    return best if bits <= _WORST_BITS_A_BYTE * min(len(head), _SAMPLE_BYTES) + 64 else None
+    size = min(len(head), _SAMPLE_BYTES)
+    worst = _WORST_IF_WIDE * size if best in WIDE else _WORST * size + _SMALL_CHANGE
+    return best if bits <= worst else None
 
 
 def _bids(head: bytes, candidates: tuple[str, ...]) -> Iterator[tuple[float, int, str]]:
@@ -117,10 +121,12 @@ MARKED = re.compile("[\ud800-\udfff]")
 
 
 def tolerant(head: bytes, codec: str) -> str:
+    """The text with a lone surrogate for each bad byte; half a character at the end is left out."""
     return codecs.getincrementaldecoder(codec)("chatbench.mark").decode(head)
 
 
 def decodes(head: bytes, codec: str) -> bool:
+    """Whether all of it decodes; half a character at the end is allowed."""
     try:
         codecs.getincrementaldecoder(codec)("strict").decode(head)
     except (UnicodeDecodeError, UnicodeError):

@@ -104,11 +104,10 @@ def _is_clean(text: str) -> bool:
     if "\n\n\n" in text and _BLANK_LINES.search(text):
         return False
     if text.isascii():
-        # Searching for fixed strings runs at memory speed, a character class does not.
+        # Deleting characters from bytes is five times faster than searching for a class of them.
         return not (
-            " \n" in text
-            or "\t\n" in text
-            or text[-1:] in (" ", "\t")
+            text[-1:] in (" ", "\t")
+            or _TRAILING.search(text)
             or len(text.encode().translate(None, _ASCII_CONTROLS)) != len(text)
         )
     return not (
@@ -124,14 +123,14 @@ def _is_clean(text: str) -> bool:
 def _mended(text: str, found: set[str]) -> str:
     """Every step in turn until none changes anything: what one step removes can be what kept
     the next from seeing a fault."""
-    while not _is_clean(text):
+    for _ in range(_MOST_ROUNDS):
         before = text
         for step, kind in _STEPS:
             changed = step(text)
             if changed != text:
                 found.add(kind)
                 text = changed
-        if text == before:
+        if text == before or _is_clean(text):
             break
     return text
 
@@ -211,6 +210,8 @@ _STEPS: tuple[tuple[Callable[[str], str], str], ...] = (
 )
 
 
+# Two or three are common; a bound, in case two steps should ever undo each other.
+_MOST_ROUNDS = 50
 # No rule of ftfy.badness spans more characters than this.
 _REACH = 8
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import NamedTuple, TypeAlias
 
@@ -29,7 +29,7 @@ _PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1)
 _SEEN_TWICE = 2
 _WINDOW_RANGE = (64, 800)
 _TAIL, _TAIL_TEXTS = 0.02, 20
-_EVEN = 0.5
+_EVEN, _NEARLY_NONE = 0.5, 0.01
 _SHOWN_WORDS = 12
 _CANDIDATES = 20_000
 _WORD = re.compile(r"[^\W_㐀-䶿一-鿿]{2,}|[㐀-䶿一-鿿]{2,}")
@@ -117,7 +117,8 @@ def train_on(
     The strength of the penalty and the threshold are found by cross-validation on the other four
     fifths: the threshold lets through so many good texts that a new one is rejected with a
     probability of at most `max_false_positives` (split conformal prediction, Papadopoulos et al.
-    2002), and is never below a half. Both classes weigh the same in training, whatever their sizes.
+    2002), but is not lower than it takes to catch nearly all of the bad. Both classes weigh the
+    same in training, whatever their sizes.
     The same rows in any order give the same bytes. Raises DataError for fewer than 10 distinct
     examples of a class.
     """
@@ -205,21 +206,27 @@ class _Learner:
         learn from."""
         window = _window([self._examples.texts[row] for row in self._training])
         plain = Layout(_BITS, window, 0.0, _EVEN, (0.0,))
-        good: list[list[str]] = []
-        for fold in self._folds():
-            held = np.flatnonzero((self._examples.place == fold) & ~self._bad)
-            good.append([self._examples.texts[row] for row in held])
-        models = [self._screen(plain, [weights]) for weights in self._fold_weights]
-        spread = _spread(_over(models, good))
+        good, bad = self._held(False), self._held(True)
+        spread = _spread(_by_fold(Screen.logits, self._fold_screens(plain), good))
         layout = msgspec.structs.replace(plain, spread=spread)
-        models = [self._screen(layout, [weights]) for weights in self._fold_weights]
-        pairs = zip(models, good, strict=True)
-        judged = np.sort(np.concatenate([model.judge(texts) for model, texts in pairs]))[::-1]
+        models = self._fold_screens(layout)
+        judged = np.sort(_by_fold(Screen.judge, models, good))[::-1]
         allowed = math.floor(max_false_positives * (len(judged) + 1)) - 1
-        # Where nearly all is told apart, the wanted rate alone would reject likely good texts.
-        threshold = max(float(judged[max(allowed, 0)]), _EVEN)
+        # Where the classes lie far apart, the wanted rate alone would reject good texts in vain.
+        enough = min(_EVEN, float(np.quantile(_by_fold(Screen.judge, models, bad), _NEARLY_NONE)))
+        threshold = max(float(judged[max(allowed, 0)]), enough)
         layout = msgspec.structs.replace(layout, threshold=threshold)
         return _Calibration(layout, max_false_positives, allowed >= 0)
+
+    def _held(self, bad: bool) -> list[list[str]]:
+        """The good or the bad texts of each fold."""
+        of_class = self._bad == bad
+        rows = [np.flatnonzero((self._examples.place == f) & of_class) for f in self._folds()]
+        return [[self._examples.texts[row] for row in own] for own in rows]
+
+    def _fold_screens(self, layout: Layout) -> list[Screen]:
+        """For each fold the screen that has not seen it."""
+        return [self._screen(layout, [weights]) for weights in self._fold_weights]
 
     def finished(self, layout: Layout) -> Screen:
         """The screen, learned from all folds; one more row for each category, against the rest."""
@@ -242,9 +249,13 @@ class _Learner:
         return Screen(weights, msgspec.structs.replace(layout, biases=biases))
 
 
-def _over(models: Sequence[Screen], texts: Sequence[Sequence[str]]) -> Floats:
+def _by_fold(
+    judge: Callable[[Screen, Sequence[str]], Floats],
+    models: Sequence[Screen],
+    texts: Sequence[Sequence[str]],
+) -> Floats:
     pairs = zip(models, texts, strict=True)
-    return np.concatenate([model.logits(own) for model, own in pairs])
+    return np.concatenate([judge(model, own) for model, own in pairs])
 
 
 def _window(texts: Sequence[str]) -> int:

@@ -240,7 +240,8 @@ def _context(row: Row, key: str, columns: Columns) -> list[Message]:
 def _history(row: Row, columns: Columns) -> list[Message]:
     """Earlier exchanges as pairs (Alpaca with history)."""
     turns: list[Message] = []
-    for pair in _get(row, columns, "history") or ():
+    pairs = _get(row, columns, "history") or []
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
         if not (isinstance(pair, list) and len(pair) == 2
                 and all(isinstance(said, str) for said in pair)):  # fmt: skip
             raise ValueError("history is not a list of pairs of strings")

@@ -21,8 +21,9 @@ def make_stages(
     """
     stages: list[tuple[str, Stage]] = []
     if settings.repair:
-        from chatbench.corpus.repair import repair
+        from chatbench.corpus.repair import ready, repair
 
+        ready()
         stages.append(("repair", repair))
     stages.append(("empty", drop_empty))
     if settings.lang:

@@ -17,6 +17,7 @@ from chatbench.text.bpe_training import (
     merge_word_counts,
 )
 from chatbench.text.tokenizer import TOKENIZER_FILE, Tokenizer, open_tokenizer, train_from_counts
+from chatbench.text.vocabulary import count_for, extend_tokenizer
 
 
 def corpus_tokenizer(settings: PreprocessSettings, work: Path, job: Job, crew: Crew) -> Tokenizer:
@@ -29,8 +30,6 @@ def corpus_tokenizer(settings: PreprocessSettings, work: Path, job: Job, crew: C
     words = _count(work, job, crew)
     if base is None:
         return train_from_counts(words, settings.vocab_size)
-    from chatbench.text.vocabulary import extend_tokenizer
-
     return extend_tokenizer(base, words, settings.vocab_size)
 
 
@@ -44,8 +43,11 @@ def _count(work: Path, job: Job, crew: Crew) -> WordCounts:
 def count_bucket(folder: str, number: int) -> int:
     """Task: count the words of one bucket's training documents into files; returns how many."""
     work = Path(folder)
+    texts = _training_texts(work, number)
+    base = read_job(work).settings.tokenizer
+    runs = count_in_runs(texts) if base is None else [count_for(open_given(base), texts)]
     run = -1
-    for run, words in enumerate(count_in_runs(_training_texts(work, number))):
+    for run, words in enumerate(runs):
         words.save(work / f"words-{number:05d}-{run}")
     return run + 1
 

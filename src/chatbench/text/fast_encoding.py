@@ -7,6 +7,7 @@ used; texts in which the two compose characters differently always go through `t
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +67,8 @@ class FastEncoder:
         self._asked = 0
         self._noticed = False
         self.reason: str | None = None
+        if _in_worker():
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Starts]:
         """Ids of all texts (N,), and where each starts (D + 1,). Raises DataError for lone

@@ -31,7 +31,11 @@ class Dialect(NamedTuple):
     has_header: bool
 
     def reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
-        return _reader(lines, self.delimiter, self.quote)
+        return _reader(lines, self.delimiter, self.quote, strict=True)
+
+    def lenient(self, line: str) -> list[str]:
+        """The fields of a single line whose quotes are not as they should be."""
+        return next(_reader([line + "\n"], self.delimiter, self.quote), [])
 
 
 class Trial(NamedTuple):
@@ -109,7 +113,6 @@ class _Feed:
         self._failures: list[Failure] = []
         self._size = 0
         self._ended = False
-        self._too_long = False
         self._is_torn = False
         self._unclosed = 0
 
@@ -119,23 +122,25 @@ class _Feed:
         reader = self._dialect.reader(self)
         while True:
             self._used, self._size = [], 0
-            self._ended = self._too_long = self._is_torn = False
+            self._ended = self._is_torn = False
+            fields: list[str] | None = None
             try:
                 fields = next(reader, None)
             except csv.Error:
-                fields, self._too_long = None, True
+                reader = self._dialect.reader(self)
+                if len(self._used) == 1 and not self._ended:
+                    fields = self._dialect.lenient(self._used[0][1])
             broken, self._failures = self._failures, []
             yield from broken
             if not self._used:
                 return
             number = self._used[0][0]
-            if self._ended or self._too_long:
+            if fields is None:
                 yield self._unclosed_quote(number)
-                reader = self._dialect.reader(self)
             elif self._is_torn:
                 where = f"{self._source.name}:{number}"
                 yield Failure(where, "incomplete row", "a line inside it cannot be read")
-            elif fields is not None:
+            else:
                 yield number, fields
 
     def _unclosed_quote(self, number: int) -> Failure:
@@ -154,7 +159,7 @@ class _Feed:
 
     def __next__(self) -> str:
         if self._size > self._source.options.max_record_bytes:
-            self._too_long = True
+            self._ended = True
             raise StopIteration
         while not self._again:
             line = next(self._lines, None)
@@ -251,8 +256,8 @@ def _is_header(first: list[str], rows: list[list[str]], options: ReadOptions) ->
     """Names that can be read or that --map names; or, in a wide table, short and distinct words
     above rows that are something else."""
     names = [name.strip() for name in first]
-    if options.mapping and set(options.mapping.values()) <= set(names):
-        return True
+    if not all(column.isdigit() for column in options.mapping.values()):
+        return True  # whoever names columns says that they have names
     if any(len(name) > _MAX_NAME for name in names):
         return False
     if has_shape(names):

@@ -17,7 +17,7 @@ _START = re.compile(
 )
 _ANY_TAG = re.compile(r"</?[a-z][a-z0-9]*(?:\s[^<>]*)?/?>", re.IGNORECASE)
 # The parser of the standard library gives up on marked sections that it does not know.
-_MARKED_SECTION = re.compile(r"<!\[CDATA\[|\]\]>|<!\[[^>]*>")
+_MARKED_SECTION = re.compile(r"<!\[CDATA\[|\]\]>|<!\[[^<>]*>?")
 _SPACES = re.compile(r"[ \t\n\r\f]+")
 _MANY_ENDS = re.compile(r"\n{3,}")
 
@@ -73,7 +73,10 @@ def readable(page: str) -> tuple[str, str]:
     Navigation, header, footer, asides and forms are left out, unless nothing else has text: pages
     with unclosed tags seem to lie in them altogether.
     """
-    page = _MARKED_SECTION.sub("", page)
+    # A blank, lest the pieces around it form a new mark.
+    page = _MARKED_SECTION.sub(" ", page)
+    unclosed = page.find("<!--", page.rfind("-->") + 1)
+    page = page if unclosed < 0 else page[:unclosed]
     for hidden in (_UNSEEN | _ASIDE, _UNSEEN):
         reader = _Reader(hidden)
         reader.feed(page)

@@ -88,8 +88,7 @@ def _spelled(text: str) -> Iterator[Found]:
             for match in _SPELLED.finditer(text, max(done, place - 64), place + _REACH):
                 if (match[1] or match[2]).lower() in _SPELLED_TOP:
                     yield Found("email", *match.span())
-                    break
-            # Each stretch is looked at once, however many signs stand in it.
+            # Signs that stand close are seen together; so a stretch is looked at a few times only.
             done = place + 48
         done = 0
 
@@ -99,7 +98,7 @@ _IPV4 = re.compile(
     r"(?![0-9A-Za-z_])(?!\.[0-9A-Za-z])(?!-[0-9A-Za-z])"
 )
 _VERSION = re.compile(
-    r"(?:\bv|\bver|version|chapter|section|release|build|firmware|clause|figure|fig|table|"
+    r"(?:\bv|\bver|version|chapter|section|release|build|kernel|firmware|clause|figure|fig|table|"
     r"版本|版|第|章|节|節|条|图|表)s?[ .:：]{0,3}"
     r"(?:[0-9.]+ ?(?:and|to|or|-|,|和|到|至|、) ?(?:version |section |v)?)?\Z",
     re.IGNORECASE,
@@ -107,7 +106,7 @@ _VERSION = re.compile(
 _NOBODY4 = tuple(IPv4Network(net) for net in (
     "0.0.0.0/8", "127.0.0.0/8", "192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
 ))  # fmt: skip
-_NOBODY6 = tuple(IPv6Network(net) for net in ("::/127", "2001:db8::/32", "3fff::/20", "ff00::/8"))
+_NOBODY6 = tuple(IPv6Network(net) for net in ("2001:db8::/32", "3fff::/20"))
 
 
 def ipv4(text: str, runs: Sequence[tuple[int, int]]) -> Iterator[Found]:
@@ -131,12 +130,13 @@ def ipv4(text: str, runs: Sequence[tuple[int, int]]) -> Iterator[Found]:
 
 
 _IPV6_ANCHOR = re.compile(r":[0-9A-Fa-f]{0,4}:")
+_ASSIGNED = re.compile(r"(?:[23][0-9A-Fa-f]{3}|[Ff][CcDdEe][0-9A-Fa-f]{2}):(?!:\Z)")
 _IPV6_CHARACTERS = "0123456789abcdefABCDEF:."
 
 
 def ipv6(text: str) -> Iterator[Found]:
-    """Addresses of eight groups, or shortened ones with a digit and three groups or a first group
-    of an assigned block; not MAC addresses, times and C++ names."""
+    """Addresses that hosts can have, and IPv4 addresses mapped to IPv6; not those of
+    documentation (RFC 3849), MAC addresses, times and C++ names."""
     done = 0
     while anchor := _IPV6_ANCHOR.search(text, done):
         before = text[max(0, anchor.start() - 45) : anchor.start()]
@@ -163,12 +163,9 @@ def _is_ipv6(written: str) -> bool:
         address = IPv6Address(written)
     except AddressValueError:
         return False
-    groups = [group for group in written.split(":") if group]
-    if len(groups) == 8 and all(len(group) == 2 for group in groups):
-        return False
-    if "::" in written:
-        assigned = len(groups[0]) == 4 and groups[0][0].lower() in "23f" if groups else False
-        named = any(character.isdigit() for character in written)
-        if not named or len(groups) < 2 or not (assigned or len(groups) >= 3):
-            return False
-    return not any(address in net for net in _NOBODY6)
+    mapped = address.ipv4_mapped
+    if mapped is not None:
+        return "." in written and not any(mapped in net for net in _NOBODY4)
+    # Global unicast (2000::/3), unique local and link-local, written with all four digits; the
+    # other blocks hold no hosts, and look like times, keys of word nets and names in C++.
+    return _ASSIGNED.match(written) is not None and not any(address in net for net in _NOBODY6)

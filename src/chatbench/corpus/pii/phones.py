@@ -73,6 +73,12 @@ _BETWEEN = re.compile(r" {1,2}| ?(?:[/、,，;；或和&]|or|and) ?")
 _EXTENSION = re.compile(r"[ ]?(?:x|ext)", re.IGNORECASE)
 _APART = re.compile(r"[0-9]{2}|[。！？]")
 _BEFORE = 28
+# What every number needs that stands alone, and words: so that tables of numbers cost little.
+_LIKELY = re.compile(
+    r"[(（+＋0]|1[3-9][0-9]|1[-. ][(2-9]|86|[2-9][0-9]{2}[-./ ][2-9][0-9]{2}[-. ]|[48]00[-－ ]"
+)
+_WORD = re.compile(r"[^\x00-@\[-`{-\xbf，；：（）。、－–]")
+_AFTER_RUN = re.compile(r"\s{0,2}[(（\[]")
 
 
 def phones(text: str, runs: Sequence[tuple[int, int]]) -> Iterator[Found]:
@@ -100,6 +106,9 @@ def _phone_at(text: str, start: int, run_end: int, follows: bool) -> Found | Non
     while text[digit] not in "0123456789":
         digit += 1
     before = text[max(0, start - _BEFORE) : start].lower()
+    told = follows or _WORD.search(before) is not None
+    if not (told or _LIKELY.match(text, start) or _AFTER_RUN.match(text, run_end)):
+        return None
     firsts = [
         first
         for first in dict.fromkeys((start, min(start + 1, digit), digit))

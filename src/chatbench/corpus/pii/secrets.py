@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from chatbench.corpus.pii.found import DIGITS, Found, is_word, places
+from chatbench.corpus.pii.found import Found, is_word, places
 
 # What stands first → the whole key, after the issuers' own documentation. Repeats are bounded, so
 # that each anchor costs a constant.
@@ -91,8 +91,7 @@ def secrets(text: str) -> Iterator[Found]:
     """Keys by form, passwords and tokens by the name before them and their shape. Of a URL both
     the user and the password are covered."""
     yield from _signed(text)
-    if any(digit in text for digit in DIGITS):
-        yield from _published(text)
+    yield from _published(text)
     yield from _blocks(text)
     yield from _assigned(text)
     for place in places(text, "://"):
@@ -167,13 +166,13 @@ def _assigned(text: str) -> Iterator[Found]:
 
 def _is_password(value: str) -> bool:
     """Letters with digits, six and more digits, or capitals, small letters and signs together."""
+    if not 6 <= len(value) <= 64:
+        return False
     lower = any(c.islower() for c in value)
     upper = any(c.isupper() for c in value)
     digit = any(c.isdigit() for c in value)
-    sign = any(c in "!#$%*+?@^~|-_" for c in value)
-    return 6 <= len(value) <= 64 and (
-        (digit and (lower or upper)) or value.isdigit() or (lower and upper and sign)
-    )
+    sign = any(c in "!#$%&*+?@^~|-_" for c in value)
+    return (digit and (lower or upper)) or value.isdigit() or (lower and upper and sign)
 
 
 def _is_token(value: str) -> bool:
@@ -193,10 +192,11 @@ def _is_mixed(value: str) -> bool:
 
 _CODE = re.compile(
     r"[A-Za-z_]+(?:[._][A-Za-z_]+)+|https?:.*|[./~].*/.*|\$[A-Za-z_]+|%[A-Za-z_]+%|\*+|x{4,}|.*\.\.\."
-    r"|[^@]+@[^@]+\.[A-Za-z]{2,10}"
+    r"|[^@]*\.(?:html?|md|py|js|json|toml|ya?ml|txt|rs)(?:#.*)?"
+    r"|.*(?:[-_/.#][a-z]{3,}){3}.*|[^@]+@[^@]+\.[A-Za-z]{2,10}"
 )
 
 
 def _is_code(value: str) -> bool:
-    """Whether it is a name, a path, an address or a gap to fill rather than a secret."""
+    """Whether it is a name, a path, words in a row, an address or a gap to fill, no secret."""
     return value.lower() in _NO_SECRET or _CODE.fullmatch(value) is not None
