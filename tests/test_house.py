@@ -32,8 +32,8 @@ LAYERS = [
     {"errors"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-FREE_OF_TORCH = ("info", "corpus", "text", "cli", "flags", "config", "settings", "storage", "conversation",
-                 "console", "errors")  # fmt: skip
+FREE_OF_TORCH = ("info", "corpus", "text", "cli", "flags", "config", "settings", "storage",
+                 "conversation", "console", "errors")  # fmt: skip
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 

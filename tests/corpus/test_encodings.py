@@ -103,6 +103,8 @@ sizes_of = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 def test_any_text_in_any_encoding_comes_back_at_every_border(
     text: str, codec: str, sizes: list[int]
 ) -> None:
+    if codec == "iso2022_jp":  # which cannot hold the characters it shifts with
+        text = text.translate(dict.fromkeys(b"\x0e\x0f\x1b"))
     data = text.encode(codec, "ignore")
     text = data.decode(codec)
     if codec not in ("utf-16", "utf-8-sig", "cp1252", "koi8-r"):

@@ -11,6 +11,7 @@ import tracemalloc
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,7 @@ PIECES = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(PIECES, st.integers(1, 50))
 def test_passages_lose_nothing_but_white_space(text: str, limit: int) -> None:
     passages = list(split_passages(text, limit))
@@ -375,10 +376,10 @@ def peak_of(unit: bytes, size: int, name: str, **changes: Any) -> tuple[int, int
 )
 def test_memory_does_not_grow_with_the_file(unit: bytes, name: str) -> None:
     limit = {"max_record_bytes": 1 << 16}
-    small, few = peak_of(unit, 4 << 20, name, **limit)
-    large, many = peak_of(unit, 12 << 20, name, **limit)
+    small, few = peak_of(unit, 3 << 20, name, **limit)
+    large, many = peak_of(unit, 7 << 20, name, **limit)
     assert min(few, many) > 0
-    assert large < small + (2 << 20)
+    assert large < small + (1 << 20)
 
 
 # ---- HTML
@@ -412,7 +413,7 @@ def test_broken_pages_are_read_as_far_as_they_go(page: str, text: str) -> None:
     assert readable(page)[1] == text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(
     ["<", ">", "<p>", "</p>", "<!", "<![", "<!--", "-->", "]]>", "&", "&#", "<script>", "</", '"',
      "<a b='", "茶", "<?", "</script", "<title>", "<pre>", "<td>", "<nav>", "</nav>", "/>", "\0",
@@ -577,6 +578,23 @@ def test_a_list_that_is_cut_off_keeps_what_is_whole() -> None:
         assert [reason for _, reason in failures(records)] == ["bad JSON"]
 
 
+def test_an_entry_that_is_too_long_is_passed_over(rng: random.Random) -> None:
+    rows = [{"text": f"number {n}", "n": n} for n in range(5)]
+    rows[2]["pad"] = ["x" * 900] * 5000
+    data = json.dumps(rows).encode()
+    records = read(data, "f.json", max_record_bytes=4000)
+    assert [r.text for r in records if isinstance(r, Document)] == [
+        "number 0", "number 1", "number 3", "number 4"
+    ]  # fmt: skip
+    assert failures(records) == [("f.json[3]", "record too long")]
+
+
+def test_what_follows_a_list_is_counted() -> None:
+    data = b'[{"text": "a"}] [7]'
+    assert failures(read(data, "f.json")) == [("f.json[2]", "bad JSON")]
+    assert failures(read(b'{"data": [{"text": "a"}],}', "f.json")) == [("f.json[2]", "bad JSON")]
+
+
 def test_commas_too_many_or_too_few_are_no_loss() -> None:
     assert len(documents(b'[{"text": "a"},, {"text": "b"} {"text": "c"},]')) == 3
 
@@ -587,7 +605,8 @@ def test_no_bytes_stop_the_reading_of_json(rng: random.Random) -> None:
             b" "]  # fmt: skip
     for _ in range(1500):
         data = rng.choice((b"[{", b"{", b"[")) + b"".join(rng.choices(bits, k=rng.randrange(20)))
-        assert read(data, rng.choice(("f.json", "f.jsonl", "f")))
+        records = read(data, rng.choice(("f.json", "f.jsonl", "f")))
+        assert records or not data.strip(b"[], \n")
 
 
 def test_a_damaged_conversation_is_not_taken_for_its_turns() -> None:
@@ -716,8 +735,8 @@ def test_yaml_that_is_broken_or_something_else() -> None:
         ("f:7", "bad row"),
     ]
     assert failures(read("a: b\n", format="chatterbot")) == [("f", "bad YAML")]
-    deep = start + "- - " + "[" * 20_000 + "]" * 20_000
-    assert read(deep)
+    for deep in ("[" * 200_000, "[" * 200_000 + "]" * 200_000):
+        assert failures(read(start + "- - " + deep)) == [("f", "bad YAML")]
 
 
 # ---- columns and token ids
@@ -873,7 +892,8 @@ def test_every_real_file_gives_records_and_no_exception() -> None:
     for path in files:
         for blob in opened(path):
             verdicts: list[str] = []
-            count = sum(1 for _ in read_blob(blob, options(), verdicts.append))
+            # The first thousand records of each, for the tests have to be quick.
+            count = sum(1 for _ in islice(read_blob(blob, options(), verdicts.append), 1000))
             assert len(verdicts) == 1, path
             assert count or path.stat().st_size == 0, path
 
@@ -938,7 +958,7 @@ def test_the_json_test_suite_gives_records_only() -> None:
             data = file.read()
             for form in ("json", "jsonl"):
                 records = read(data, member.name, format=form)
-                assert records or not data.strip(), member.name
+                assert records or not data.strip(b"[], \n\t\xef\xbb\xbf"), member.name
                 if "/n_" in member.name and form == "json":
                     assert not [r for r in records if isinstance(r, Document)], member.name
                 # As a row of a list and of lines, no neighbour is lost.

@@ -19,6 +19,7 @@ import pytest
 from chatbench.errors import ExitCode
 from conftest import write_jsonl
 
+TOPICS = ("tea", "paper", "ink", "rain", "book", "茶", "纸", "墨", "雨", "书")
 ROWS = [{"text": f"row {n} about tea 第{n}行 {'and more of it ' * (n % 7)}"} for n in range(60)]
 
 
@@ -150,9 +151,7 @@ def test_stdin_is_read_once_and_whole(tmp_path: Path) -> None:
 
 
 def prose(path: Path, megabytes: float, rng: random.Random) -> None:
-    words = [
-        f"{a}{b}" for a in "tea paper ink rain book 茶 纸 墨 雨 书".split() for b in range(400)
-    ]
+    words = [f"{a}{b}" for a in TOPICS for b in range(400)]
     with open(path, "w", encoding="utf-8") as handle:
         while handle.tell() < megabytes * 1e6:
             for _ in range(50):

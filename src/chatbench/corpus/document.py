@@ -38,12 +38,13 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.messages is None:
             content = _normal(self.text or "")
         else:
-            content = [
+            turns: list[object] = [
                 [m.role, _normal(m.content)] if m.weight else [m.role, _normal(m.content), 0]
                 for m in self.messages
             ]
             if self.rejected is not None:
-                content.append([[m.role, _normal(m.content)] for m in self.rejected])
+                turns.append([[m.role, _normal(m.content)] for m in self.rejected])
+            content = turns
         return hashlib.sha256(msgspec.json.encode(content)).digest()[:16]
 
     def texts(self) -> list[str]:

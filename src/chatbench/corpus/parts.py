@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -95,12 +96,15 @@ def _cuts(path: Path, size: int, separator: bytes) -> Iterator[int]:
             target += PART_BYTES
 
 
-def _count_lines(handle, length: int) -> int:  # type: ignore[no-untyped-def]
+def _count_lines(handle: BinaryIO, length: int) -> int:
+    """Line ends, as the readers count them: LF, CRLF, and CR alone."""
     lines = 0
+    before = b""
     while length > 0:
         block = handle.read(min(_BLOCK, length))
         if not block:
             break
-        lines += block.count(b"\n")
+        lines += block.count(b"\n") + block.count(b"\r") - (before + block).count(b"\r\n")
+        before = block[-1:].replace(b"\n", b"")
         length -= len(block)
     return lines

@@ -30,6 +30,13 @@ _HANDICAP = {
     **dict.fromkeys(CANDIDATES[CANDIDATES.index("koi8-r") :], 3.0), "cp949": 6.0, "euc_kr": 6.0,
     "euc_jp": 5.0, "mac_cyrillic": 9.0, "cp866": 6.0, **dict.fromkeys(WIDE, 60.0),
 }  # fmt: skip
+# Scripts whose texts do not scatter single letters over lines of Latin ones; bits for each byte of
+# them in lines where fewer than one letter in ten is theirs.
+_OTHER_SCRIPTS = frozenset(
+    ("cp1251", "koi8-r", "koi8-u", "iso8859-5", "cp866", "mac_cyrillic", "cp1253", "iso8859-7",
+     "cp1255", "cp1256", "cp874")
+)  # fmt: skip
+_SCATTERED = 6.0
 # Bits a byte from which bytes are no text; the change lets a few rare characters stand alone.
 _WORST, _WORST_IF_WIDE, _SMALL_CHANGE = 9.0, 6.5, 64.0
 ASCII, UNDECODED, CONTROL, _HALF_CHARACTER = 5.0, 40.0, 25.0, 15.0
@@ -85,12 +92,16 @@ def likeliest(head: bytes, candidates: tuple[str, ...]) -> str | None:
 
 def _bids(head: bytes, candidates: tuple[str, ...]) -> Iterator[tuple[float, int, str]]:
     telling = _telling(head)
+    high = sum(byte > 0x7F for byte in telling)
+    latin = len(_LATIN_LETTERS.findall(telling))
     for place, codec in enumerate(candidates):
         shown = head[:_SAMPLE_BYTES] if codec in WIDE else telling
         bits = cost(tolerant(shown, codec)) * (len(telling) or 1) / (len(shown) or 1)
         # Half a character at the end: the head is cut there, or the decoding is wrong.
         bits += _HALF_CHARACTER if _ends_inside(shown, codec) else 0.0
         bits += 0.0 if decodes(head, codec) else 40.0
+        if codec in _OTHER_SCRIPTS and 10 * high < latin:
+            bits += _SCATTERED * high
         yield bits + (0.0 if b"\0" in head else _HANDICAP.get(codec, 0.0)), place, codec
 
 
@@ -116,6 +127,7 @@ def _mark(error: UnicodeError) -> tuple[str, int]:
     return "".join(chr(0xDC00 + byte) for byte in bad), error.end
 
 
+_LATIN_LETTERS = re.compile(rb"[A-Za-z]")
 codecs.register_error("chatbench.mark", _mark)
 MARKED = re.compile("[\ud800-\udfff]")
 

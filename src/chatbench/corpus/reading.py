@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -117,7 +117,8 @@ def read_slice(piece: Slice, options: ReadOptions, verdicts: list[str]) -> Itera
                     yield from _records(blob, options, verdicts)
         else:
             with BufferedReader(Piece(piece.path, piece.start, piece.end), 1 << 18) as handle:
-                blob = Blob(piece.name, handle, None, piece.first_line)
+                reader = cast(BufferedReader, handle)
+                blob = Blob(piece.name, reader, None, piece.first_line)
                 yield from _records(blob, options, verdicts)
         after = path.stat()
     except OSError as error:

@@ -112,7 +112,10 @@ def _steps(out: Path, seed: int) -> list[tuple[str, Any]]:
     if not corpus.is_dir():
         sources = [str(out / "prose.jsonl"), str(out / "dialogues.jsonl")]
         steps.append(
-            ("preprocess", PreprocessSettings(inputs=sources, out=str(corpus), vocab_size=2048))
+            (
+                "preprocess",
+                PreprocessSettings(inputs=sources, out=str(corpus), vocab_size=2048, profile=False),
+            )
         )
     if not (base / "model").is_dir():
         steps.append(

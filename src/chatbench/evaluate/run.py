@@ -10,8 +10,10 @@ import msgspec
 
 from chatbench import console
 from chatbench.conversation import as_json, parse_messages
+from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Document, Failure
-from chatbench.corpus.readers import find_files, read_file
+from chatbench.corpus.inputs import find_inputs
+from chatbench.corpus.reading import read_path
 from chatbench.corpus.shards import open_corpus
 from chatbench.errors import DataError, IntegrityError
 from chatbench.evaluate.tasks import (
@@ -31,7 +33,7 @@ from chatbench.text.metrics import Judged, Score, fact_hit, known_facts, score_a
 from chatbench.text.template import Rendered, render_batch, render_texts
 
 KIND = "evaluation"
-_PASSAGE_CHARS = 1 << 62
+_WHOLE = ReadOptions(passage_chars=1 << 62)
 
 
 class TestSet(NamedTuple):
@@ -129,8 +131,12 @@ def _from_files(settings: EvaluateSettings, opened: OpenedModel) -> TestSet:
     texts: list[str] = []
     chats: list[Document] = []
     failed = 0
-    for path in find_files([settings.data]):
-        for record in read_file(path, _PASSAGE_CHARS):
+    inputs, unreadable = find_inputs([settings.data], None)
+    for failure in unreadable:
+        failed += 1
+        console.notice(f"{failure.source}: {failure.reason}: {failure.detail}")
+    for found in inputs:
+        for record in read_path(found.path, found.name, _WHOLE):
             if isinstance(record, Failure):
                 failed += 1
                 console.notice(f"{record.source}: {record.reason}: {record.detail}")

@@ -148,6 +148,7 @@ def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer, base: Path) -> 
                 out=str(made),
                 tokenizer=str(base),
                 overwrite=True,
+                profile=False,
                 **read_provenance(base).get("split", {}),
             )
         )
@@ -188,7 +189,7 @@ def _provenance(corpus: Corpus, base: str | None) -> dict[str, Any]:
         "corpus": corpus.fingerprint,
         "split": {
             name: corpus.manifest.info["settings"][name]
-            for name in ("val_fraction", "test_fraction")
+            for name in ("val_fraction", "test_fraction", "split_by", "near_threshold", "repair")
         },
         **({"base": base} if base else {}),
     }

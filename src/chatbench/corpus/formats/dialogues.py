@@ -17,6 +17,7 @@ _START, _END = "<|im_start|>", "<|im_end|>"
 _MARK = re.compile(r"(<\|im_start\|>|<\|im_end\|>)")
 _FIELDS = re.compile(r"(?:text|labels|eval_labels):[^\t]*\t")
 _NUMBERED = re.compile(r"(\d+) (.*)")
+_MAX_DEPTH = 100
 _YAML_KEY = re.compile(r"^(categories|conversations):[ \t]*$", re.MULTILINE)
 _YAML_TURN = re.compile(r"^conversations:[ \t]*\n(?:[ \t]*(?:#.*)?\n)*[ \t]*-[ \t]+-", re.MULTILINE)
 
@@ -225,7 +226,11 @@ def read_chatterbot(source: Source) -> Iterator[Record]:
     # The basic loader makes strings of all scalars: "yes" stays yes. Nodes know their lines.
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     try:
-        root = yaml.compose("\n".join(texts) + "\n", Loader=loader)
+        text = "\n".join(texts) + "\n"
+        if _is_deep(yaml.parse(text, Loader=loader)):
+            yield Failure(source.name, "bad YAML", f"more than {_MAX_DEPTH} levels deep")
+            return
+        root = yaml.compose(text, Loader=loader)
         found = _members(root).get("conversations")
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         yield Failure(source.name, "bad YAML", " ".join(str(error).split())[:300])
@@ -237,6 +242,17 @@ def read_chatterbot(source: Source) -> Iterator[Record]:
     for node in found.value:
         where = f"{source.name}:{node.start_mark.line + source.first_line}"
         yield _conversation(node, where, categories)
+
+
+def _is_deep(events: Iterator[Any]) -> bool:
+    """Whether nodes lie so deep that composing them could end the process: it recurses in C."""
+    depth = 0
+    for event in events:
+        name = type(event).__name__
+        depth += name.endswith("StartEvent") - name.endswith("EndEvent")
+        if depth > _MAX_DEPTH:
+            return True
+    return False
 
 
 def _members(root: Any) -> Mapping[str, Any]:

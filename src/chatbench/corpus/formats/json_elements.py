@@ -17,6 +17,7 @@ _SCALAR_END = re.compile(rb"[,\s\]}]")
 _GAP = re.compile(rb"[\s,]*")
 _CLOSING, _ESCAPE = ord("]"), ord("\\")
 _MAX_RESTARTS = 20
+_MAX_DEPTH = 1000  # deeper than a parser goes
 _OVERLAP = 4096
 _SHOWN_BYTES = 2000
 
@@ -28,7 +29,7 @@ def _nested(depth: int) -> bytes:
 
 
 # One match instead of a token at a time: what nearly all entries are.
-_SHALLOW = re.compile(_nested(5))
+_SHALLOW = re.compile(_nested(9))
 
 
 class Element(NamedTuple):
@@ -65,14 +66,17 @@ class _Scanner:
         self._exhausted = False
         self._number = 0
         self._restarts = 0
+        self._has_tail = False
         self._opening: re.Pattern[bytes] | None = None
 
     def run(self) -> Iterator[Element]:
         while self._skip_gap():
             if self._closed and self._data[self._at] == _CLOSING:
-                if not self._find_opening():
-                    return
-                continue
+                if self._find_opening():
+                    continue
+                if self._has_tail:
+                    yield self._broken(b"", "more follows the end of the list")
+                return
             yield from self._entry()
         if self._closed:
             yield self._broken(b"", "the list does not end")
@@ -104,11 +108,14 @@ class _Scanner:
     def _find_opening(self) -> bool:
         """Go to what begins as the first entry did, behind a bracket that closed a broken entry or
         behind one that is too long; False when there is none."""
-        while self._opening is not None:
-            found = self._opening.search(self._data, self._at + 1)
+        self._at = min(self._at + 1, len(self._data))
+        while True:
+            found = self._opening.search(self._data, self._at) if self._opening else None
             if found:
                 self._at = found.start()
+                self._has_tail = False
                 return True
+            self._has_tail = self._has_tail or bool(self._data[self._at :].strip())
             self._at = max(self._at, len(self._data) - _OVERLAP)
             if not self._more():
                 break
@@ -143,7 +150,8 @@ class _Scanner:
         lost = self._data[start:end]
         self._at = len(self._data) if end is None else end
         if end is None and not self._exhausted:
-            yield self._broken(lost, f"more than {self._max_bytes} bytes", "record too long")
+            detail = f"more than {self._max_bytes} bytes or {_MAX_DEPTH} levels"
+            yield self._broken(lost, detail, "record too long")
             self._closed = self._find_opening() and self._closed
             return
         yield self._broken(lost, "the entry does not end")
@@ -173,7 +181,7 @@ class _Scanner:
             place = found.end()
             token = found[0][:1]
             depth += (token in b"{[") - (token in b"}]")
-            if place - self._at > self._max_bytes:
+            if place - self._at > self._max_bytes or depth > _MAX_DEPTH:
                 return None
             if depth <= 0:
                 return place

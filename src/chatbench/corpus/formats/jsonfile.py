@@ -129,6 +129,7 @@ def _broken_object(source: Source, whole: bytes) -> Iterator[Record]:
     found = _LIST_OF_OBJECTS.search(whole)
     # A damaged row with a list of turns is one row, not a row for each turn.
     if found and not has_shape((shown(found[1]),), source.options.mapping):
+        # What follows the list is counted as one failure, the only one when its entries are whole.
         yield from _list(source, whole[found.end() - 1 :], iter(()))
     else:
         yield parse_row(whole, f"{source.name}:1")

@@ -1,0 +1,36 @@
+"""Every setting a person can give: name, type, range, default, help and flags in one line each.
+
+The command line, the environment, the TOML file, `--print-config` and the run folder's
+`config.toml` all read this package. A setting without `flag(...)` is reached through a TOML file or
+`--set section.name=value`.
+"""
+
+from chatbench.settings.base import LARGEST_SEED, Settings, flag, knob, replace
+from chatbench.settings.data import PreprocessSettings, ScreenSettings
+from chatbench.settings.training import (
+    FinetuneSettings,
+    ModelSettings,
+    OptimSettings,
+    PretrainSettings,
+    TrainSettings,
+)
+from chatbench.settings.use import ChatSettings, DemoSettings, EvaluateSettings, SamplingSettings
+
+__all__ = [
+    "LARGEST_SEED",
+    "ChatSettings",
+    "DemoSettings",
+    "EvaluateSettings",
+    "FinetuneSettings",
+    "ModelSettings",
+    "OptimSettings",
+    "PreprocessSettings",
+    "PretrainSettings",
+    "SamplingSettings",
+    "ScreenSettings",
+    "Settings",
+    "TrainSettings",
+    "flag",
+    "knob",
+    "replace",
+]

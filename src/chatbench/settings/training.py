@@ -1,0 +1,169 @@
+"""Settings of pretrain and finetune."""
+
+from typing import Annotated, Literal
+
+from msgspec import field
+
+from chatbench.settings.base import LARGEST_SEED, Settings, flag, knob
+
+
+class ModelSettings(Settings):
+    """Shape of a model trained from nothing; explicit numbers win over the size."""
+
+    size: Annotated[
+        Literal["tiny", "small", "base"],
+        flag("Shape by name: tiny about 3M, small about 13M, base about 75M parameters and the"
+             " embedding", panel="Model"),
+    ] = "tiny"  # fmt: skip
+    n_layers: Annotated[int, flag("Number of blocks", "--n-layer", panel="Model", ge=1)] | None = (
+        None
+    )
+    hidden_size: (
+        Annotated[int, flag("Width of the residual stream", "--n-embd", panel="Model", ge=8)] | None
+    ) = None
+    n_heads: Annotated[int, flag("Query heads", "--n-head", panel="Model", ge=1)] | None = None
+    n_kv_heads: Annotated[int, knob("Key and value heads", ge=1)] | None = None
+    head_dim: Annotated[int, knob("Width of one head", ge=2)] | None = None
+    ffn_size: Annotated[int, knob("Width of the feed-forward layer", ge=8)] | None = None
+    rope_theta: Annotated[float, knob("Base of the rotary positions", gt=1)] = 10_000.0
+    tie_embeddings: Annotated[bool, knob("Share input and output embeddings")] = True
+
+
+class TrainSettings(Settings):
+    """How long, how much at once, and how often to look."""
+
+    minutes: (
+        Annotated[
+            float,
+            flag(
+                "Stop after this many minutes (without any limit: pretrain 10)",
+                "--max-time",
+                panel="Length",
+                gt=0,
+            ),
+        ]
+        | None
+    ) = None
+    steps: Annotated[
+        int,
+        flag("Stop after this many steps", "--max-steps", "--max-iters", "--iters",
+             panel="Length", ge=1),
+    ] | None = None  # fmt: skip
+    tokens: (
+        Annotated[int, flag("Stop after this many tokens", "--max-tokens", panel="Length", ge=1)]
+        | None
+    ) = None
+    epochs: (
+        Annotated[
+            float,
+            flag(
+                "Stop after this many passes (without any limit: finetune 3)",
+                "--num-train-epochs",
+                panel="Length",
+                gt=0,
+            ),
+        ]
+        | None
+    ) = None
+    seq_len: (
+        Annotated[
+            int,
+            flag(
+                "Tokens a training row holds; in pretrain also the model's context",
+                "--block-size",
+                "--max-seq-length",
+                ge=8,
+            ),
+        ]
+        | None
+    ) = None
+    batch_tokens: (
+        Annotated[
+            int,
+            flag("Tokens per step (default: by size)", "--total-batch-tokens", panel="Batch", ge=8),
+        ]
+        | None
+    ) = None
+    micro_batch: Annotated[
+        int,
+        flag("Rows computed at once; accumulation follows", "-b", "--batch-size",
+             "--per-device-train-batch-size", panel="Batch", ge=1),
+    ] | None = None  # fmt: skip
+    log_every: Annotated[int, knob("Steps between lines of metrics.jsonl", ge=1)] = 10
+    eval_every: (
+        Annotated[int, flag("Steps between validations", "--eval-interval", panel="Cadence", ge=1)]
+        | None
+    ) = None
+    sample_every: Annotated[int, knob("Steps between samples", ge=1)] | None = None
+    save_every: (
+        Annotated[int, flag("Steps between checkpoints", "--save-steps", panel="Cadence", ge=1)]
+        | None
+    ) = None
+    save_minutes: Annotated[float, knob("Minutes between checkpoints besides", gt=0)] = 5.0
+    keep: Annotated[int, flag("Checkpoints kept", "--save-total-limit", panel="Cadence", ge=1)] = 2
+    eval_tokens: Annotated[int, knob("Validation tokens looked at each time", ge=1)] = 65_536
+    prompts: Annotated[list[str], knob("What the samples continue or answer")] = field(
+        default_factory=list
+    )
+    tensorboard: Annotated[bool, knob("Write TensorBoard events when it is installed")] = True
+
+
+class OptimSettings(Settings):
+    """How the weights move."""
+
+    optimizer: Annotated[
+        Literal["muon", "adamw"],
+        flag("muon for the hidden matrices and AdamW for the rest, or AdamW for all",
+             panel="Optimiser"),
+    ] = "muon"  # fmt: skip
+    learning_rate: (
+        Annotated[
+            float, flag("Peak learning rate (default: by width)", "--lr", panel="Optimiser", gt=0)
+        ]
+        | None
+    ) = None
+    weight_decay: Annotated[float, flag("Decay of the matrices", panel="Optimiser", ge=0)] = 0.1
+    warmup: Annotated[float, knob("Share of the run that warms up", ge=0, le=1)] = 0.02
+    decay: Annotated[float, knob("Share of the run that decays", ge=0, le=1)] = 0.6
+    min_lr: Annotated[float, knob("Rate at the end, as a share of the peak", ge=0, le=1)] = 0.05
+    beta1: Annotated[float, knob("AdamW's first momentum", ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, knob("AdamW's second momentum", ge=0, lt=1)] = 0.95
+    momentum: Annotated[float, knob("Muon's momentum", ge=0, lt=1)] = 0.95
+    grad_clip: Annotated[float, knob("Largest gradient norm; 0 = never clip", ge=0)] = 1.0
+
+
+class PretrainSettings(Settings):
+    """A model from nothing, on a corpus folder."""
+
+    data: Annotated[str, flag("Corpus folder made by preprocess (required)", "-d")]
+    out: Annotated[str, flag("Run folder to write (required)", "-o", "--out-dir", "--output-dir")]
+    resume: Annotated[bool, flag("Continue what is in the run folder")] = False
+    seed: Annotated[int, flag("Seed of weights and data order", ge=0, le=LARGEST_SEED)] = 0
+    device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        flag("Number format of the computation; auto measures the machine"),
+    ] = "auto"
+    model: ModelSettings = field(default_factory=ModelSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+
+
+class FinetuneSettings(Settings):
+    """A trained model, on dialogues."""
+
+    model: Annotated[str, flag("Model or run folder to start from (required)", "-m", "--init-from")]
+    data: Annotated[str, flag("Dialogues (.jsonl) or a corpus folder (required)", "-d")]
+    out: Annotated[str, flag("Run folder to write (required)", "-o", "--out-dir", "--output-dir")]
+    resume: Annotated[bool, flag("Continue what is in the run folder")] = False
+    train_on: Annotated[
+        Literal["assistant", "all"], flag("Learn the replies only, or every token")
+    ] = "assistant"
+    seed: Annotated[int, flag("Seed of the data order", ge=0, le=LARGEST_SEED)] = 0
+    device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        flag("Number format of the computation; auto measures the machine"),
+    ] = "auto"
+    train: TrainSettings = field(default_factory=TrainSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)

@@ -1,0 +1,79 @@
+"""Settings of what is done with a model: evaluate, chat, demo."""
+
+from typing import Annotated, Literal
+
+from msgspec import field
+
+from chatbench.settings.base import LARGEST_SEED, Settings, flag
+
+
+class SamplingSettings(Settings):
+    """How the next token is chosen."""
+
+    temperature: Annotated[
+        float, flag("0 always takes the likeliest token", "--temp", panel="Sampling", ge=0, le=100)
+    ] = 0.7
+    top_k: Annotated[int, flag("Only the k likeliest tokens; 0 = all", panel="Sampling", ge=0)] = 50
+    top_p: Annotated[
+        float, flag("Only the likeliest tokens of this mass", panel="Sampling", gt=0, le=1)
+    ] = 0.95
+    min_p: Annotated[
+        float,
+        flag("Only tokens this likely beside the likeliest", panel="Sampling", ge=0, lt=1),
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float, flag("Above 1 makes repeats rarer", "--repeat-penalty", panel="Sampling", gt=0)
+    ] = 1.0
+    max_tokens: Annotated[
+        int, flag("Longest reply", "-n", "--max-new-tokens", panel="Sampling", ge=1)
+    ] = 256
+    seed: (
+        Annotated[int, flag("Seed of the choice", panel="Sampling", ge=0, le=LARGEST_SEED)] | None
+    ) = None
+    stop: Annotated[
+        list[str], flag("End the reply before this text; repeatable", panel="Sampling")
+    ] = field(default_factory=list)
+
+
+class EvaluateSettings(Settings):
+    """A model, and the texts or dialogues it is judged by."""
+
+    model: Annotated[str, flag("Model or run folder (required)", "-m")]
+    data: Annotated[str, flag("Corpus folder, or a file of texts or dialogues (required)", "-d")]
+    out: Annotated[str, flag("Folder for results.json and samples.jsonl", "-o")] | None = None
+    split: Annotated[Literal["train", "val", "test"], flag("Split of a corpus folder")] = "test"
+    max_examples: (
+        Annotated[int, flag("Judge at most this many generated replies", "--limit", ge=1)] | None
+    ) = None
+    batch_size: Annotated[int, flag("Rows computed at once", "-b", ge=1)] = 16
+    device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
+    max_tokens: Annotated[int, flag("Longest reply", "-n", "--max-new-tokens", ge=1)] = 128
+    temperature: Annotated[float, flag("0 always takes the likeliest token", "--temp", ge=0)] = 0.0
+    seed: Annotated[int, flag("Seed of the choice", ge=0, le=LARGEST_SEED)] = 0
+    json: Annotated[bool, flag("Print the scores as JSON")] = False
+    overwrite: Annotated[bool, flag("Replace results that are already there")] = False
+
+
+class ChatSettings(Settings):
+    """A model to talk to."""
+
+    model: Annotated[str, flag("Model or run folder (required)", "-m")]
+    prompt: (
+        Annotated[str, flag("Answer this and end; - (and no -p in a pipe) reads stdin", "-p")]
+        | None
+    ) = None
+    system: Annotated[str, flag("System prompt", "-s", "--system-prompt")] | None = None
+    jsonl: Annotated[bool, flag("One JSON request a line in, one JSON reply a line out")] = False
+    raw: Annotated[bool, flag("Continue the text instead of answering (base models)")] = False
+    device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
+    batch_size: Annotated[int, flag("Requests computed at once with --jsonl", "-b", ge=1)] = 16
+    history: Annotated[bool, flag("Keep what you type for the next time")] = True
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+
+
+class DemoSettings(Settings):
+    """The five verbs on the bundled corpus."""
+
+    out: Annotated[str, flag("Folder for everything the demo makes", "-o")] = "runs/demo"
+    fresh: Annotated[bool, flag("Start over")] = False
+    seed: Annotated[int, flag("Seed of corpus, weights and data order", ge=0, le=LARGEST_SEED)] = 0
