@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLAIN_LINE_SECONDS = 10.0
+# Set in the environment of processes that share a job: they keep to one thread and stay silent.
+WORKER = "CHATBENCH_WORKER"
 
 # Unicode 16, general categories Cc and Cf that change how following text is drawn.
 _BIDI = frozenset(

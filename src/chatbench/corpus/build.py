@@ -24,7 +24,7 @@ from chatbench import __version__, console
 from chatbench.corpus import comparing
 from chatbench.corpus import ledger as accounts
 from chatbench.corpus import plan as plans
-from chatbench.corpus.chunks import Entries, content_hash, digests_of
+from chatbench.corpus.chunks import Entries, content_sizes, digests_of
 from chatbench.corpus.crew import Crew
 from chatbench.corpus.describing import describe, recorded
 from chatbench.corpus.encoding import HELD_OUT, BucketResult, item_of, rows_path, shard_path
@@ -32,7 +32,7 @@ from chatbench.corpus.facts import FACTS
 from chatbench.corpus.fluent import sample_documents
 from chatbench.corpus.inputs import Input, find_inputs
 from chatbench.corpus.ledger import Ledger
-from chatbench.corpus.parts import Slice, plan_parts
+from chatbench.corpus.parts import PART_BYTES, Slice, plan_parts
 from chatbench.corpus.reading import PartReader, PartResult, read_options
 from chatbench.corpus.shards import KIND
 from chatbench.corpus.split import SPLITS
@@ -113,6 +113,8 @@ class Build:
     def run(self) -> None:
         """The story, in the order things happen."""
         inputs, unreadable = self._find()
+        if sum(found.bytes for found in inputs) > 2 * PART_BYTES:
+            self.crew.hire()
         ledger = Ledger(inputs, unreadable)
         chunks = self._read(inputs, ledger)
         job = plans.Job(self.settings, chunks)
@@ -315,7 +317,7 @@ def _finished(work: Path, number: int) -> PartResult | None:
     """What an earlier run left of a part, if that is whole."""
     try:
         result = msgspec.json.decode(_result_path(work, number).read_bytes(), type=PartResult)
-        return result if content_hash(work, result.chunks) == result.content else None
+        return result if content_sizes(work, result.chunks) == result.sizes else None
     except (OSError, msgspec.DecodeError):
         return None
 

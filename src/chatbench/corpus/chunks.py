@@ -7,7 +7,6 @@ themselves are read back range by range, as in the merge of an external sort.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,13 +154,10 @@ def map_signatures(folder: Path, chunks: Sequence[str], width: int) -> list[npt.
     ]
 
 
-def content_hash(folder: Path, chunks: Sequence[str]) -> str:
-    """SHA-256 over a part's chunk files, to know whether they are still what was written."""
-    total = hashlib.sha256()
-    for name in chunks:
-        for suffix in (".docs", ".index.npy", ".signatures"):
-            path = folder / f"{name}{suffix}"
-            if path.is_file():
-                with open(path, "rb") as handle:
-                    total.update(hashlib.file_digest(handle, "sha256").digest())
-    return total.hexdigest()
+def content_sizes(folder: Path, chunks: Sequence[str]) -> list[int]:
+    """Bytes of a part's chunk files, to know whether they are still all there."""
+    return [
+        (path.stat().st_size if (path := folder / f"{name}{suffix}").is_file() else -1)
+        for name in chunks
+        for suffix in (".docs", ".index.npy", ".signatures")
+    ]

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import msgspec
 
-from chatbench import errors
+from chatbench import console, errors
 from chatbench.errors import EnvironmentFault, UserError
 
 _HEADER = 8
@@ -45,6 +45,11 @@ class Crew:
                 assert pipe is not None
                 pipe.close()
 
+    def hire(self) -> None:
+        """Start the workers before the first task, while there is something else to do."""
+        if self.size > 1:
+            self._hire(self.size)
+
     def run(self, task: str, job: str, arguments: Iterable[object]) -> Iterator[Any]:
         """`task` ("module:function") of (job, argument) for each argument; results in order.
 
@@ -61,7 +66,7 @@ class Crew:
 
     def _hire(self, count: int) -> None:
         while len(self._workers) < count:
-            environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+            environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", console.WORKER: "1"}
             self._workers.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "chatbench.corpus.crew"],

@@ -39,8 +39,9 @@ from chatbench.settings import PreprocessSettings
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.text.vocabulary import fertility
 
-_SAMPLE_DOCUMENTS = 2000
-_SAMPLE_CHARACTERS = 2_000_000
+_SAMPLE_DOCUMENTS = 1000
+_SAMPLE_CHARACTERS = 240_000
+_PROFILED_CHARACTERS = 2_000_000
 _LISTED_SOURCES = 1000
 _LISTED_TAGS = 20
 _PHRASES = 20
@@ -105,7 +106,7 @@ def describe(
         },
         tokenizer=_tokenizer_facts(tokenizer, sample, folder),
     )  # fmt: skip
-    return _profiled(facts, work, job, sample) if settings.profile else facts
+    return _profiled(facts, work, job) if settings.profile else facts
 
 
 def _by_number(item: tuple[str, int]) -> int:
@@ -186,10 +187,11 @@ def _vocabulary_use(tokenizer: Tokenizer, folder: Path) -> float:
     return float(seen[plain].mean()) if plain.any() else 0.0
 
 
-def _profiled(facts: CorpusFacts, work: Path, job: Job, sample: Sequence[Document]) -> CorpusFacts:
+def _profiled(facts: CorpusFacts, work: Path, job: Job) -> CorpusFacts:
     """Collocations, and the n-gram model that every language model should beat."""
     from chatbench.corpus.fluency import NGramModel, collocations
 
+    sample = sample_documents(work, job, _PROFILED_CHARACTERS)
     groups = by_language(sample)
     phrases = {
         language: ["".join(p) if language in ("zh", "ja") else " ".join(p) for p in found]

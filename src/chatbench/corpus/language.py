@@ -151,11 +151,16 @@ def _shares(texts: Sequence[str]) -> npt.NDArray[np.float64]:
     return shares
 
 
+_BIG_BLOCKS = ((0x3400, 0x4DC0), (0x4E00, 0x9FFD), (0xAC00, 0xD7A4), (0x20000, 0x2A6DE))
+
+
 @cache
 def _table() -> npt.NDArray[np.uint8]:
     """The script of each code point, an index into _NAMES; 0 for what is no letter."""
     table = np.zeros(sys.maxunicode + 1, np.uint8)
-    for point in range(0x32000):
+    for start, end in _BIG_BLOCKS:  # letters of one script from end to end
+        table[start:end] = _UNICODE_NAMES[unicodedata.name(chr(start)).split()[0]]
+    for point in np.flatnonzero(table[:0x32000] == 0).tolist():
         if unicodedata.category(chr(point))[0] == "L":
             first, _, rest = unicodedata.name(chr(point), "OTHER").partition(" ")
             table[point] = _UNICODE_NAMES.get(first, _OTHER)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from chatbench.corpus.blob import Blob, ReadOptions
-from chatbench.corpus.chunks import ChunkWriter, content_hash
+from chatbench.corpus.chunks import ChunkWriter, content_sizes
 from chatbench.corpus.containers import DamagedInput, open_blobs
 from chatbench.corpus.document import Document, Dropped, Failure, Record
 from chatbench.corpus.formats import parse_map, read_blob
@@ -44,7 +44,7 @@ class PartResult(msgspec.Struct):
     """What a read part left behind; `counts` is by stage and kind, `examples` by reason."""
 
     chunks: list[str]
-    content: str
+    sizes: list[int]
     sources: list[Tally]
     counts: dict[str, dict[str, int]]
     examples: dict[str, list[str]]
@@ -164,7 +164,7 @@ class PartReader:
             self._chunks.flush()
         return PartResult(
             self._chunks.files,
-            content_hash(self._stem.parent, self._chunks.files),
+            content_sizes(self._stem.parent, self._chunks.files),
             tallies,
             {stage: dict(counter) for stage, counter in self._counts.items()},
             self._examples,

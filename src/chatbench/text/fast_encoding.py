@@ -54,7 +54,7 @@ def probe_texts() -> list[str]:
 
 
 def _in_worker() -> bool:
-    return multiprocessing.parent_process() is not None
+    return console.WORKER in os.environ or multiprocessing.parent_process() is not None
 
 
 class FastEncoder:

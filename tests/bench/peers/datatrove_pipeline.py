@@ -43,7 +43,8 @@ if __name__ == "__main__":
     run("clean", [
         JsonlReader(str(folder), glob_pattern=f"{Path(source).stem}-part*.jsonl"),
         FTFYFormatter(),
-        GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter(filter_no_terminal_punct=False),
+        GopherRepetitionFilter(), GopherQualityFilter(),
+        C4QualityFilter(filter_no_terminal_punct=False),
         FineWebQualityFilter(),
         PIIFormatter(),
         JsonlWriter(f"{out}/clean", compression=None),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from multiprocessing import Pool
+from pathlib import Path
 
 import numpy as np
 import tiktoken
@@ -21,7 +22,7 @@ _ALPHABET = {chr(b): b for b in _BYTES} | {
 
 
 def encoding() -> tiktoken.Encoding:
-    content = json.loads(open(tokenizer_file, encoding="utf-8").read())
+    content = json.loads(Path(tokenizer_file).read_bytes())
     ranks = {
         bytes(_ALPHABET[c] for c in token): number
         for token, number in content["model"]["vocab"].items()
