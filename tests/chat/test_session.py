@@ -12,7 +12,8 @@ import torch
 
 from chatbench.chat.session import ChatSession, Event, Forgotten
 from chatbench.conversation import Message
-from chatbench.corpus.readers import read_file
+from chatbench.corpus.blob import ReadOptions
+from chatbench.corpus.reading import read_path
 from chatbench.engine.engine import Completion, Piece
 from chatbench.errors import UsageError
 from chatbench.model.folder import OpenedModel, open_model
@@ -196,7 +197,7 @@ def test_a_saved_conversation_is_training_data(opened: OpenedModel, tmp_path: Pa
     session = session_of(opened, system="Be kind")
     list(session.send("a"))
     session.save(tmp_path / "chat.jsonl")
-    (document,) = read_file(tmp_path / "chat.jsonl", 8000)
+    (document,) = read_path(tmp_path / "chat.jsonl", "chat.jsonl", ReadOptions())
     assert document.messages == (Message("system", "Be kind"), *session.messages)  # type: ignore[union-attr]
 
 

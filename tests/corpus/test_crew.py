@@ -33,8 +33,8 @@ def test_results_come_back_in_the_order_of_the_arguments(size: int) -> None:
 
 def test_a_crew_runs_several_rounds_with_the_same_workers() -> None:
     with Crew(2) as crew:
-        first = {pid for pid in crew.run(f"{HERE}:process", "", range(6))}
-        second = {pid for pid in crew.run(f"{HERE}:process", "", range(6))}
+        first = set(crew.run(f"{HERE}:process", "", range(6)))
+        second = set(crew.run(f"{HERE}:process", "", range(6)))
     assert first == second
     assert os.getpid() not in first
 

@@ -79,7 +79,9 @@ def test_kill_9_at_any_moment_changes_no_byte_of_what_the_next_run_makes(
         remove_folder(out)
 
 
-def test_ctrl_c_leaves_finished_parts_at_most_and_the_next_run_goes_on(tmp_path: Path, rows: Path) -> None:
+def test_ctrl_c_leaves_finished_parts_at_most_and_the_next_run_goes_on(
+    tmp_path: Path, rows: Path
+) -> None:
     with started(rows, tmp_path / "corpus") as child:
         while not (tmp_path / ".corpus.parts" / "key").exists():
             assert child.poll() is None, "it ended before it was interrupted"

@@ -367,4 +367,7 @@ def test_another_programs_manifest_does_not_matter(folder: Path) -> None:
 
 def test_a_model_knows_how_its_corpus_was_split(base_run: Path) -> None:
     noted = read_provenance(base_run / "model")
-    assert noted["split"] == {"val_fraction": 0.15, "test_fraction": 0.15}
+    assert noted["split"] == {
+        "val_fraction": 0.15, "test_fraction": 0.15, "split_by": "cluster", "near_threshold": 0.8,
+        "repair": True,
+    }  # fmt: skip

@@ -18,6 +18,7 @@ from chatbench.corpus.shards import ShardWriter, TokenSplit
 from chatbench.errors import DataError
 from chatbench.model.attention import Packing
 from chatbench.model.transformer import GPT, ModelConfig, initialise
+from chatbench.text.rendering import RenderedArrays
 from chatbench.train.batches import (
     Batches,
     PackedRows,
@@ -36,9 +37,10 @@ END, TURN = 50, 51
 
 def split_of(folder: Path, documents: list[tuple[list[int], list[int]]]) -> TokenSplit:
     """Documents of (ids, weights) as a split on disk."""
-    writer = ShardWriter(folder, VOCAB)
+    writer = ShardWriter(folder / "00000.safetensors", VOCAB)
     for ids, weights in documents:
-        writer.add(ids, weights)
+        starts = np.array([0, len(ids)])
+        writer.add(RenderedArrays(np.array(ids, np.uint32), starts, np.array(weights, np.uint8)))
     writer.close()
     return TokenSplit(folder)
 

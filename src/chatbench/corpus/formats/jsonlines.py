@@ -20,17 +20,27 @@ _BLANKS = b" \t\r\n\v\f"
 
 
 def matches(head: bytes, text: str, name: str, options: ReadOptions) -> bool:
-    """Several lines, most of them objects; in a .jsonl file any line that begins like one."""
+    """Several lines, the first of them or most of them objects; in a .jsonl file any line that
+    begins like one."""
     lines = [line.strip() for line in text.split("\n", 4 * _VOTES)[: 4 * _VOTES]]
     full = [line for line in lines if line][:_VOTES]
     if not full:
         return False
     if name.endswith((".jsonl", ".ndjson")):
         return any(map(_OBJECT.match, full))
+    if len(full) > 1 and _is_object(full[0]):
+        return True
     # The last line of the head may be cut.
     whole = full[:-1] if len(full) < _VOTES and len(full) > 1 else full
     objects = sum(_OBJECT.match(line) is not None and line[-1] == "}" for line in whole)
     return len(full) > 1 and 2 * objects > len(whole)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return type(msgspec.json.decode(line)) is dict
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
 
 
 def read(source: Source) -> Iterator[Record]:
