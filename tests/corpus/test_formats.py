@@ -150,7 +150,9 @@ CONTENTS: dict[str, list[tuple[str, list[str]]]] = {
 
 
 def test_every_sample_has_a_verdict() -> None:
-    assert sorted(path.name for path in SAMPLES.iterdir()) == sorted(VERDICTS)
+    names = {path.name for path in SAMPLES.iterdir()}
+    # test_chatlogs.py has those of the chat exports.
+    assert {name for name in names if not name.startswith("chatlog_")} == set(VERDICTS)
 
 
 @pytest.mark.parametrize("name", sorted(VERDICTS))

@@ -14,12 +14,13 @@ import msgspec
 import numpy as np
 
 from chatbench.conversation import Message
-from chatbench.corpus.document import Document
+from chatbench.corpus.document import Document, Dropped
 from chatbench.corpus.language import languages
 from chatbench.corpus.plan import REASONS, Bucket, read_job
-from chatbench.corpus.reading import SHOWN_PER_REASON, excerpt, tag_columns
+from chatbench.corpus.reading import SHOWN_PER_REASON, dropped_row, excerpt, tag_columns
 from chatbench.corpus.shards import ShardWriter
 from chatbench.corpus.split import SPLITS
+from chatbench.corpus.stages import tag_value
 from chatbench.text.rendering import Item, RenderedArrays, render_arrays
 from chatbench.text.tokenizer import Tokenizer, open_tokenizer
 
@@ -135,10 +136,7 @@ class _BucketWriter:
             known = self._examples.setdefault(reason, [])
             if len(known) < SHOWN_PER_REASON:
                 known.append(f"{document.source}: {excerpt(document)}")
-            self._write(
-                "dropped",
-                {"status": "dropped", "reason": reason, "detail": "", **document.as_row()},
-            )
+            self._write("dropped", dropped_row(document, Dropped(reason)))
 
     def _describe(self, documents: list[Document]) -> None:
         texts = [document.joined() for document in documents]
@@ -150,8 +148,8 @@ class _BucketWriter:
         self._count("turns", [str(len(messages)) for messages in chats])
         self._count("role", [message.role for messages in chats for message in messages])
         for column in self._columns:
-            values = [d.meta[column] for d in documents if column in d.meta]
-            self._count(f"tag {column}", [str(value) for value in values])
+            values = [tag_value(document, column) for document in documents]
+            self._count(f"tag {column}", [value for value in values if value is not None])
 
     def _count(self, aspect: str, values: list[str]) -> None:
         self._counts.setdefault(aspect, Counter()).update(values)

@@ -17,6 +17,7 @@ from chatbench.corpus.chunks import Entries
 from chatbench.corpus.contamination import HELD_OUT, HeldOutGrams, tested_text
 from chatbench.corpus.crew import Crew
 from chatbench.corpus.plan import SHARED, Bucket, Job, read_job
+from chatbench.errors import DataError
 from chatbench.settings import PreprocessSettings
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def find_leaks(
     entries: Entries,
     compared: Compared,
 ) -> None:
-    """Fill in `compared.contamination`; with --contamination drop mark what shares a gram."""
+    """Fill in `compared.contamination`; with --contamination drop mark what shares a gram.
+
+    Raises DataError when that leaves nothing to train on."""
     numbers = range(len(job.buckets))
     merged = HeldOutGrams()
     for number, answer in enumerate(crew.run(f"{_HERE}:gather", str(work), numbers)):
@@ -53,6 +56,12 @@ def find_leaks(
             begin = job.buckets[number][0]
             shared = np.load(work / f"shared-{number}.npy", allow_pickle=False)
             entries["fate"][begin + shared] = SHARED
+    if np.any(entries["fate"] == SHARED) and not np.any(entries["fate"] == 0):
+        raise DataError(
+            "every training document shares 13 words in a row with validation or test, so "
+            "--contamination drop leaves nothing to train on",
+            hint="only count them: --contamination report",
+        )
     np.save(work / "seen.npy", seen, allow_pickle=False)
     sums = np.zeros((len(HELD_OUT), 2), np.int64)
     for answer in crew.run(f"{_HERE}:count", str(work), _asked(numbers, merged)):

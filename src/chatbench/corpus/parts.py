@@ -80,7 +80,7 @@ def _slices(found: Input, number: int, options: ReadOptions) -> list[Slice]:
     with open(found.path, "rb") as handle:
         for start, end in pairwise(cuts):
             slices.append(msgspec.structs.replace(whole, start=start, end=end, first_line=line))
-            line += _count_lines(handle, end - start)
+            line += _count_lines(handle, end - start, cr_ends=form != "jsonl")
     return slices
 
 
@@ -96,15 +96,17 @@ def _cuts(path: Path, size: int, separator: bytes) -> Iterator[int]:
             target += PART_BYTES
 
 
-def _count_lines(handle: BinaryIO, length: int) -> int:
-    """Line ends, as the readers count them: LF, CRLF, and CR alone."""
+def _count_lines(handle: BinaryIO, length: int, *, cr_ends: bool) -> int:
+    """Line ends, as the readers count them: LF, CRLF and, where `cr_ends`, CR alone."""
     lines = 0
     before = b""
     while length > 0:
         block = handle.read(min(_BLOCK, length))
         if not block:
             break
-        lines += block.count(b"\n") + block.count(b"\r") - (before + block).count(b"\r\n")
+        lines += block.count(b"\n")
+        if cr_ends:
+            lines += block.count(b"\r") - (before + block).count(b"\r\n")
         before = block[-1:].replace(b"\n", b"")
         length -= len(block)
     return lines

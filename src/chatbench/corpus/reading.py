@@ -15,7 +15,7 @@ from chatbench.corpus.blob import Blob, ReadOptions
 from chatbench.corpus.chunks import ChunkWriter, content_sizes
 from chatbench.corpus.containers import DamagedInput, open_blobs
 from chatbench.corpus.document import Document, Dropped, Failure, Record
-from chatbench.corpus.formats import parse_map, read_blob
+from chatbench.corpus.formats import parse_map, read_blob, sniff
 from chatbench.corpus.parts import Slice
 from chatbench.corpus.stages import make_stages, tagged
 from chatbench.errors import IntegrityError
@@ -51,15 +51,26 @@ class PartResult(msgspec.Struct):
 
 
 def read_options(settings: PreprocessSettings) -> ReadOptions:
-    """What of the settings decides how bytes become documents. Raises UsageError."""
-    return ReadOptions(
+    """What of the settings decides how bytes become documents. Raises UsageError for an unknown
+    format, encoding or part of a row."""
+    options = ReadOptions(
         settings.format, settings.encoding, parse_map(settings.map), settings.passage_chars,
         settings.max_record_bytes, settings.max_expansion, settings.bin_tokenizer,
     )  # fmt: skip
+    sniff(b"", "", options)
+    return options
 
 
 def tag_columns(settings: PreprocessSettings) -> list[str]:
-    return [c.strip() for entry in settings.tag_column for c in entry.split(",") if c.strip()]
+    """The columns that become control text, each once, in the order given."""
+    given = (c.strip() for entry in settings.tag_column for c in entry.split(","))
+    return list(dict.fromkeys(column for column in given if column))
+
+
+def dropped_row(document: Document, why: Dropped) -> dict[str, Any]:
+    """A line of dropped.jsonl. Columns of the user's that are called as ours give way."""
+    fate = {"status": "dropped", "reason": why.reason, "detail": why.detail}
+    return {**fate, **document.as_row(), **fate}
 
 
 def read_path(path: Path, name: str, options: ReadOptions) -> Iterator[Record]:
@@ -229,9 +240,7 @@ class PartReader:
     def _drop(self, original: Document, why: Dropped, tally: Tally) -> None:
         tally.dropped[why.reason] = tally.dropped.get(why.reason, 0) + 1
         self._note(why.reason, original.source, why.detail or excerpt(original))
-        self._reject(
-            {"status": "dropped", "reason": why.reason, "detail": why.detail, **original.as_row()}
-        )
+        self._reject(dropped_row(original, why))
 
     def _note(self, reason: str, source: str, detail: str) -> None:
         known = self._examples.setdefault(reason, [])

@@ -78,10 +78,18 @@ def tagged(document: Document, columns: Sequence[str], dropout: float, digest: b
 
     lines = []
     for column in columns:
-        value = document.meta.get(column)
-        if value is None or value == "" or isinstance(value, dict | list):
+        value = tag_value(document, column)
+        if value is None:
             continue
         chance = hashlib.sha256(digest + column.encode()).digest()[:8]
         if int.from_bytes(chance, "big") >= dropout * 2**64:
-            lines.append(f"{column}: {' '.join(str(value).split())}")
+            lines.append(f"{column}: {value}")
     return msgspec.structs.replace(document, control="\n".join(lines)) if lines else document
+
+
+def tag_value(document: Document, column: str) -> str | None:
+    """What a column says, on one line; None where it says nothing or is no plain value."""
+    value = document.meta.get(column)
+    if value is None or isinstance(value, dict | list):
+        return None
+    return " ".join(str(value).split()) or None

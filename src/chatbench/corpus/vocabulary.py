@@ -20,6 +20,17 @@ from chatbench.text.tokenizer import TOKENIZER_FILE, Tokenizer, open_tokenizer, 
 from chatbench.text.vocabulary import count_for, extend_tokenizer
 
 
+def check_tokenizer(settings: PreprocessSettings) -> None:
+    """Whether --tokenizer can be opened and, if wanted, extended: an answer before any work.
+
+    Raises UsageError, IntegrityError."""
+    if settings.tokenizer is None:
+        return
+    base = open_given(settings.tokenizer)
+    if settings.extend_vocab:
+        extend_tokenizer(base, [], settings.vocab_size)
+
+
 def corpus_tokenizer(settings: PreprocessSettings, work: Path, job: Job, crew: Crew) -> Tokenizer:
     """What the settings ask for. Raises UsageError, IntegrityError."""
     base = None if settings.tokenizer is None else open_given(settings.tokenizer)

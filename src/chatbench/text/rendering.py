@@ -28,8 +28,9 @@ class RenderedArrays(NamedTuple):
 
 
 def render_arrays(tokenizer: Tokenizer, items: Sequence[Item]) -> RenderedArrays:
-    """Everything to be learned or read, one document after the other."""
-    if not any(item.turns for item in items):
+    """Everything to be learned or read, one document after the other; nothing for an item that
+    holds neither turns nor a text. Raises DataError for lone surrogates."""
+    if not any(item.turns or item.text is None for item in items):
         return _render_texts(tokenizer, [item.text or "" for item in items])
     pieces = [
         piece
@@ -43,7 +44,7 @@ def render_arrays(tokenizer: Tokenizer, items: Sequence[Item]) -> RenderedArrays
     cuts = borders.tolist()
     heads: dict[str, npt.NDArray[np.uint32]] = {}
     tail = np.array([tokenizer.turn_end, *tokenizer.encode("\n")], np.uint32)
-    parts: list[npt.NDArray[np.uint32]] = []
+    parts: list[npt.NDArray[np.uint32]] = [np.zeros(0, np.uint32)]
     learned: list[int] = []
     starts = np.zeros(len(items) + 1, np.int64)
     size = number = 0

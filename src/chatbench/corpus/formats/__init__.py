@@ -13,6 +13,7 @@ from chatbench.corpus.blob import Blob, ReadOptions
 from chatbench.corpus.document import Failure, Record
 from chatbench.corpus.encodings import check_encoding, detect, sample
 from chatbench.corpus.formats import (
+    chatlogs,
     columnar,
     dialogues,
     jsonfile,
@@ -56,6 +57,9 @@ FORMATS: dict[str, Format] = {
     ),
     "bin": Format("token ids (uint16)", tokens.read, tokens.matches, binary=True),
     "chatml": Format("ChatML text", dialogues.read_chatml, dialogues.matches_chatml),
+    "chatlog": Format(
+        "chat export", chatlogs.read, chatlogs.matches, verdict=chatlogs.verdict
+    ),
     "jsonl": Format("JSON Lines", jsonlines.read, jsonlines.matches),
     "json": Format("JSON", jsonfile.read, jsonfile.matches),
     "html": Format("HTML", webpage.read, webpage.matches),

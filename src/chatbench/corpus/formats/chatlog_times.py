@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import date
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
@@ -35,6 +36,7 @@ class DateOrder(NamedTuple):
     is_certain: bool = False
 
 
+@lru_cache(maxsize=4096)
 def numbers_of(first: str, second: str, third: str) -> Numbers | None:
     """The three numbers of a date; None when no order makes a date of them."""
     numbers = (int(first), int(second), int(third))

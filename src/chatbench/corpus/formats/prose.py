@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from chatbench.corpus.document import Document, Failure, Record
+from chatbench.corpus.fluency import Punkt, split_sentences
 from chatbench.corpus.formats.source import Source
 
 _FRONT_MATTER_LINES = 200
+_LEARNED_FROM = 100_000
 
 
 def read(source: Source) -> Iterator[Record]:
@@ -83,7 +85,8 @@ def pack(
     """Numbered lines → passages with the number of their first line, failures between them.
 
     Greedy: a passage takes paragraph after paragraph while they fit. A paragraph that does not fit
-    into any passage is cut at line ends, a line that does not at the limit.
+    into any passage is cut at line ends, a line that does not at the ends of its sentences, as
+    Punkt finds them after learning from the first such line.
     """
     passage = _Passage(limit)
     paragraph: list[tuple[int, str]] = []
@@ -125,6 +128,7 @@ class _Passage:
         self._lines: list[str] = []
         self._start = 0
         self._size = 0
+        self._punkt: Punkt | None = None
 
     def take(self, paragraph: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         """Add a paragraph that fits into a passage; the passage so far comes out when it does not
@@ -137,14 +141,27 @@ class _Passage:
 
     def add(self, number: int, text: str) -> Iterator[tuple[int, str]]:
         """Add a line, in slices when it is longer than a passage."""
-        for start in range(0, max(len(text), 1), self._limit):
-            piece = text[start : start + self._limit]
-            if self._lines and (start or self._size + len(piece) > self._limit):
+        for place, piece in enumerate(self._pieces(text)):
+            if self._lines and (place or self._size + len(piece) > self._limit):
                 yield from self.flush()
             if self._lines or piece.strip():
                 self._start = self._start if self._lines else number
                 self._lines.append(piece)
                 self._size += len(piece) + 1
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """The line in pieces of at most the limit, joined they are the line."""
+        while len(text) > self._limit:
+            if self._punkt is None:
+                self._punkt = Punkt.train([text[:_LEARNED_FROM]])
+            window = text[: self._limit]
+            # What is cut off at the end of the window is no sentence.
+            whole = len(window) - len(split_sentences(window, self._punkt)[-1])
+            end = max(whole, window.rfind(" ") + 1 if whole < self._limit // 2 else 0)
+            end = end if end > self._limit // 2 else self._limit
+            yield text[:end]
+            text = text[end:]
+        yield text
 
     def flush(self) -> Iterator[tuple[int, str]]:
         text = "\n".join(self._lines).strip()
