@@ -43,7 +43,8 @@ def fates(corpus: Corpus, count: int) -> list[str]:
     found = {}
     for name in ("val", "test", "dropped"):
         for row in rows_of(corpus.folder / f"{name}.jsonl"):
-            found[row["n"]] = row["reason"] if name == "dropped" else name
+            if row.get("status") != "failed":
+                found[row["n"]] = row["reason"] if name == "dropped" else name
     fate = [found.get(n, "train") for n in range(count)]
     assert fate.count("train") == len(corpus.split("train"))
     return fate

@@ -30,14 +30,14 @@ from conftest import write_jsonl
 SYSTEM = "You are a patient clerk in a small shop who answers every question in one short line."
 
 
-def tested(row: Row) -> str:
+def asked_text(row: Row) -> str:
     if "text" in row:
         return str(row["text"])
     return "\n".join(m["content"] for m in row["messages"] if m["role"] != "system")
 
 
 def grams(row: Row, length: int = 13) -> set[tuple[str, ...]]:
-    found = spell(tested(row))
+    found = spell(asked_text(row))
     return {tuple(found[n : n + length]) for n in range(len(found) - length + 1)}
 
 
@@ -98,10 +98,11 @@ def test_twelve_words_in_a_row_are_no_leak_and_thirteen_are(
 ) -> None:
     passage = words(rng, False, 13)
     for length, leaks in ((12, False), (13, True)):
+        # A word of its own before the passage, or chance could make it one longer.
         rows = [
-            {"text": written([*words(rng, False, 30), *passage[:length]], False)}
-            for _ in range(40)
-        ]  # fmt: skip
+            {"text": written([*words(rng, False, 30), f"no{n}", *passage[:length]], False)}
+            for n in range(40)
+        ]
         path = numbered(tmp_path / f"{length}.jsonl", rows)
         held_out = facts_of(build(tmp_path / f"c{length}", path)).contamination.held_out
         assert {row.overlapping == row.documents for row in held_out.values()} == {leaks}
@@ -171,5 +172,5 @@ def test_planted_test_items_are_kept_out(tmp_path: Path, rng: random.Random) -> 
     for number in planted:
         shared = details[number].split(" ")
         assert 8 < len(shared) <= 13
-        said = spell(tested(rows[number]))
+        said = spell(asked_text(rows[number]))
         assert any(said[n : n + len(shared)] == shared for n in range(len(said)))

@@ -45,6 +45,9 @@ _PROFILED_CHARACTERS = 2_000_000
 _LISTED_SOURCES = 1000
 _LISTED_TAGS = 20
 _PHRASES = 20
+_PHRASES_FROM = 200_000
+_SENTENCES_FROM = 3000
+_SENTENCE_TEXTS = 60
 _JUDGED_CHARACTERS = 500_000
 
 
@@ -189,15 +192,23 @@ def _vocabulary_use(tokenizer: Tokenizer, folder: Path) -> float:
 
 def _profiled(facts: CorpusFacts, work: Path, job: Job) -> CorpusFacts:
     """Collocations, and the n-gram model that every language model should beat."""
-    from chatbench.corpus.fluency import NGramModel, collocations
+    from chatbench.corpus.fluency import NGramModel, collocations, sentences
+    from chatbench.corpus.fluency import sample as part_of
 
     sample = sample_documents(work, job, _PROFILED_CHARACTERS)
     groups = by_language(sample)
     phrases = {
         language: ["".join(p) if language in ("zh", "ja") else " ".join(p) for p in found]
         for language, texts in groups.items()
-        if (found := collocations(texts, _PHRASES, language))
+        if (found := collocations(part_of(texts, _PHRASES_FROM), _PHRASES, language))
     }
+    means = {}
+    for language, texts in groups.items():
+        # A huge text would keep Punkt's regular expressions busy for long.
+        heads = [text[:_SENTENCES_FROM] for text in texts[:_SENTENCE_TEXTS]]
+        spoken = [s.strip() for parts in sentences(heads) for s in parts if s.strip()]
+        if spoken:
+            means[language] = sum(map(len, spoken)) / len(spoken)
     model = NGramModel.train([document.joined() for document in sample])
     baseline = {}
     for fate, split in enumerate(SPLITS[1:], 1):
@@ -206,4 +217,6 @@ def _profiled(facts: CorpusFacts, work: Path, job: Job) -> CorpusFacts:
         size = sum(len(text.encode()) for text in texts)
         if size:
             baseline[split] = float(model.bits(texts).sum()) / size
-    return msgspec.structs.replace(facts, collocations=phrases, baseline=baseline)
+    return msgspec.structs.replace(
+        facts, collocations=phrases, sentence_lengths=means, baseline=baseline
+    )

@@ -140,7 +140,8 @@ class CorpusFacts(msgspec.Struct, frozen=True):
     `files`: how many files were read, when `sources` lists only the first · `changed`: what a
     repair did → documents · `languages`, `shapes`: name → documents · `roles`: role → turns ·
     `turns`: turns of a conversation → conversations · `tags`: column → value → documents ·
-    `collocations`: language → phrases · `baseline`: split → bits per byte of an n-gram model of
+    `collocations`: language → phrases · `sentence_lengths`: language → mean characters of a
+    sentence as Punkt finds them · `baseline`: split → bits per byte of an n-gram model of
     the training part.
     """
 
@@ -163,6 +164,7 @@ class CorpusFacts(msgspec.Struct, frozen=True):
     tags: dict[str, dict[str, int]] = {}
     tokenizer: TokenizerFacts = TokenizerFacts()
     collocations: dict[str, list[str]] = {}
+    sentence_lengths: dict[str, float] = {}
     baseline: dict[str, float] = {}
     fingerprint: str = ""
 

@@ -352,7 +352,9 @@ def _words(facts: CorpusFacts) -> str:
     body = ""
     for language in sorted(facts.collocations):
         if phrases := facts.collocations[language]:
-            body += f"<h3>{data(language_name(language))}</h3>\n"
+            mean = facts.sentence_lengths.get(language)
+            says = f", {mean:.0f} characters a sentence" if mean else ""
+            body += f"<h3>{data(language_name(language) + says)}</h3>\n"
             body += chips((data(phrase, 60) for phrase in phrases), language)
     return body
 
@@ -364,8 +366,7 @@ def _sources(facts: CorpusFacts) -> str:
         [source.path, source.verdict or "–", source.bytes, source.records]
         for source in facts.sources
     ]
-    size = sum(source.bytes for source in facts.sources)
-    records = sum(source.records for source in facts.sources)
+    size, records = (sum(getattr(s, name) for s in facts.sources) for name in ("bytes", "records"))
     body = table(["file", "read as", "bytes", "records"], rows)
     total = f"{count(len(rows))} files, {format_count(size)}B, {count(records)} records"
     if facts.file_count() > len(rows):
