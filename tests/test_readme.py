@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ QUICK = {
 }
 
 
+WHATSAPP = [
+    f"[{day:02d}/11/2026, 09:{minute:02d}:00] {name}: {text} {day}\n"
+    for day in range(1, 21)
+    for minute, name, text in (
+        (1, "Ben", "Do you have tea? Call me at +44 20 7946 0018"),
+        (2, "Anna", "Yes, green and black, until"),
+        (3, "Ben", "Thanks!"),
+    )
+]
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a person's own files in it."""
@@ -32,11 +44,19 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, text in enumerate(sample_texts(40)):
         (place / "my-texts" / f"{number}.txt").write_text(text, encoding="utf-8")
     write_jsonl(place / "my-chats.jsonl", sample_chats())
+    export = place / "export"
+    export.mkdir()
+    (export / "_chat.txt").write_text("".join(WHATSAPP), encoding="utf-8")
+    questions = "问题,答案\n" + "".join(f"第{n}个问题是什么？,第{n}个答案。\n" for n in range(30))
+    (export / "faq.csv").write_bytes(questions.encode("gb18030"))
+    with zipfile.ZipFile(export / "rest.zip", "w") as archive:
+        archive.writestr("page.html", "<html><body><p>We open at nine.</p></body></html>")
+        archive.writestr("old.jsonl", '{"prompt": "Hi", "completion": "Hello!"}\n{"broken\n')
     return place
 
 
 def test_the_readme_has_blocks_to_run() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     assert sum(block.count("chatbench ") for block in BLOCKS) >= 9
 
 
@@ -60,14 +80,15 @@ def test_every_flag_the_readme_names_exists() -> None:
         FinetuneSettings,
         PreprocessSettings,
         PretrainSettings,
+        ScreenSettings,
     )
 
     every = (ChatSettings, DemoSettings, EvaluateSettings, FinetuneSettings, PreprocessSettings,
-             PretrainSettings)  # fmt: skip
+             PretrainSettings, ScreenSettings)  # fmt: skip
     known = {"--set", "--config", "--print-config", "--help", "--version"}
     for settings in every:
         for leaf in leaves(settings):
-            known.add("--" + leaf.name.replace("_", "-"))
+            known.update(f"--{no}{leaf.name.replace('_', '-')}" for no in ("", "no-"))
             if leaf.meta is not None and leaf.meta.extra is not None:
                 known.update(leaf.meta.extra["names"])
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README))

@@ -264,7 +264,40 @@ def test_documents_that_are_left_out_move_no_others(tmp_path: Path, rng: random.
         assert after in (before, "not fluent")
 
 
-def test_copies_keep_the_first_that_was_read(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "茶 tea", "place": n} for n in range(5)])
-    corpus = build(tmp_path / "c", path)
-    assert sorted(row["place"] for row in rows_of(corpus.folder / "dropped.jsonl")) == [1, 2, 3, 4]
+def test_equal_copies_keep_the_first_that_was_read(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "茶 tea"}] * 5)
+    dropped = rows_of(build(tmp_path / "c", path).folder / "dropped.jsonl")
+    assert [row["source"] for row in dropped] == [f"{path}:{n}" for n in range(2, 6)]
+
+
+@pytest.mark.parametrize("dedup", ["off", "exact", "near"])
+def test_which_copy_is_kept_does_not_depend_on_the_order_of_files(
+    tmp_path: Path, rng: random.Random, dedup: str
+) -> None:
+    rows = []
+    for number, text in enumerate(sample_texts(30)):
+        # One digest, but other ids, tags and notes.
+        rows += [
+            {"text": space + text, "style": style, "n": n}
+            for n, (space, style) in enumerate([("", "formal"), ("\n ", "随意"), ("", "brief")])
+        ]
+        rows += [{**exchange_row(f"{number}?", "好"), "style": style} for style in ("a", "b")]
+    made = []
+    for name in ("one", "other"):
+        rng.shuffle(rows)
+        folder = tmp_path / name
+        folder.mkdir()
+        for place in range(0, len(rows), 40):
+            write_jsonl(folder / f"{place}.jsonl", rows[place : place + 40])
+        made.append(
+            build(tmp_path / f"{name}-c", folder, dedup=dedup, tag_column=["style"], repair=False)
+        )
+    one, other = made
+    assert one.fingerprint == other.fingerprint
+    for split in SPLITS:
+        shard = f"{split}/00000.safetensors"
+        assert (one.folder / shard).read_bytes() == (other.folder / shard).read_bytes()
+    for name in ("val", "test", "dropped"):
+        said = [[{k: v for k, v in row.items() if k != "source"}
+                 for row in rows_of(corpus.folder / f"{name}.jsonl")] for corpus in made]  # fmt: skip
+        assert said[0] == said[1]

@@ -50,8 +50,9 @@ def corpus_and_kept(
     with open(path, "a", encoding="utf-8") as handle:
         handle.write('{"broken\n' * rng.randrange(3))
     corpus = build(
-        tmp_path / "c", path, tag_column=["style,topic"], dedup=rng.choice(["off", "exact", "near"]),
-        contamination=rng.choice(["off", "report", "drop"]), vocab_size=400,
+        tmp_path / "c", path, tag_column=["style,topic"], vocab_size=400,
+        dedup=rng.choice(["off", "exact", "near"]),
+        contamination=rng.choice(["off", "report", "drop"]),
         min_fluency=rng.choice([None, 3.0]), pii=rng.choice(["off", "mask"]),
     )  # fmt: skip
     fate = fates(corpus, len(rows))
@@ -133,14 +134,16 @@ def test_info_prints_the_facts_and_the_report_holds_the_numbers(
     assert out.encode() == (corpus.folder / "facts.json").read_bytes()
     facts = facts_of(corpus)
     page = (corpus.folder / "report.html").read_text(encoding="utf-8")
-    figures = set(re.findall(r"\d[\d,]*", re.sub(r"<(style|script).*?</\1>", "", page, flags=re.S)))
+    shown = re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
+    # Groups of three digits are parted by some kind of space.
+    figures = set(re.findall(r"\d+", re.sub(r"(?<=\d)[,\u2009\u202f\u00a0](?=\d{3})", "", shown)))
     wanted = [facts.ledger.read, facts.ledger.kept, *facts.ledger.dropped.values()]
     for row in facts.splits.values():
         wanted += [row.documents, row.tokens, row.supervised]
     wanted += [*facts.languages.values(), facts.tokenizer.vocab_size]
-    assert {f"{number:,}" for number in wanted} <= figures
+    assert set(map(str, wanted)) <= figures
     assert facts.fingerprint in page
-    assert set(facts.ledger.dropped) <= {r for r in facts.ledger.dropped if r in page}
+    assert all(reason in page for reason in facts.ledger.dropped)
     show_corpus(corpus.folder)
     lines = capsys.readouterr().out
     for number in (facts.ledger.kept, facts.splits["train"].tokens):

@@ -64,7 +64,9 @@ def leaky_rows(rng: random.Random, count: int) -> list[Row]:
 def shared_with(rows: list[Row], fate: list[str], wanted: list[str], others: list[str]) -> set[int]:
     """Rows in splits `wanted` that share 13 words in a row with one in splits `others`."""
     pool = {gram for n, row in enumerate(rows) if fate[n] in others for gram in grams(row)}
-    return {n for n, row in enumerate(rows) if fate[n] in wanted and not pool.isdisjoint(grams(row))}
+    return {
+        n for n, row in enumerate(rows) if fate[n] in wanted and not pool.isdisjoint(grams(row))
+    }
 
 
 @pytest.mark.parametrize("bucket_bytes", [1 << 24, 8_000])

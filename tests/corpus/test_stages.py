@@ -142,7 +142,9 @@ def test_columns_called_as_ours_do_not_hide_why_a_row_was_dropped(tmp_path: Path
     rows = rows_of(build(tmp_path / "c", path).folder / "dropped.jsonl")
     assert [list(row)[:3] for row in rows] == [["status", "reason", "detail"]] * 2
     assert sorted(row["reason"] for row in rows) == ["duplicate", "empty"]
-    assert {(row["status"], row["detail"], row["note"]) for row in rows} == {("dropped", "", "kept")}
+    assert {(row["status"], row["detail"], row["note"]) for row in rows} == {
+        ("dropped", "", "kept")
+    }
 
 
 # ---- tags
@@ -153,8 +155,8 @@ def digest_of(number: int) -> bytes:
 
 
 def test_values_become_one_line_each_and_what_is_no_value_none() -> None:
-    meta = {"style": " very\n formal\t", "topic": "茶\u2028书", "size": 3, "share": 0.5, "ok": False,
-            "none": None, "empty": "", "blank": " \n\u3000", "list": ["a"], "dict": {"a": 1},
+    meta = {"style": " very\n formal\t", "topic": "茶\u2028书", "size": 3, "share": 0.5,
+            "ok": False, "none": None, "empty": "", "blank": " \n\u3000", "list": ["a"], "dict": {"a": 1},
             "unused": "x"}  # fmt: skip
     document = Document("a", text="t", meta=meta)
     columns = ["topic", "style", "size", "share", "ok", "none", "empty", "blank", "list", "dict",
@@ -224,7 +226,9 @@ def test_tags_stand_in_the_system_turn_and_are_not_learned(
     found = fates(corpus, len(rows))
     for name in ("train", "val", "test"):
         split = corpus.split(name)
-        wanted = sorted(tuple(map(tuple, expected[n])) for n in range(len(rows)) if found[n] == name)
+        wanted = sorted(
+            tuple(map(tuple, expected[n])) for n in range(len(rows)) if found[n] == name
+        )
         stored = [(split.ids(i).tolist(), split.weights(i).tolist()) for i in range(len(split))]
         assert sorted(tuple(map(tuple, row)) for row in stored) == wanted
         pairs = [split.rejected(i) for i in range(len(split))]
@@ -248,7 +252,10 @@ def test_every_stage_and_kind_of_document_with_two_workers_gives_the_same_bytes(
     rows = all_kinds(rng, 150)
     rows += rng.choices(rows, k=15)
     rows += [{"text": rows[n]["text"] + " And more."} for n in range(0, 150, 10)]
-    rows += [{"text": f"{prose(rng, False)} {SECRET[False]}"}, {"text": f"{prose(rng, True)}禁果。"}]
+    rows += [
+        {"text": f"{prose(rng, False)} {SECRET[False]}"},
+        {"text": f"{prose(rng, True)}禁果。"},
+    ]
     rows += [{"text": "qzx vkj wqp " * 30 + str(n)} for n in range(4)]
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -7,6 +7,7 @@ themselves are read back range by range, as in the merge of an external sort.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import numpy.typing as npt
 
 from chatbench.corpus.document import Document
 
-# One document: its digest as two big-endian numbers, where it lies, and where it came from.
+# One document: its digest as two big-endian numbers, where it lies, and where it came from. `tie`
+# orders what has one digest by all the rest of it (tags, other columns, outer white space).
 ENTRY = np.dtype(
     [
         ("high", "<u8"),
@@ -27,11 +29,13 @@ ENTRY = np.dtype(
         ("chunk", "<u4"),
         ("source", "<u4"),
         ("sequence", "<u4"),
+        ("tie", "<u4"),
         ("fate", "u1"),
     ]
 )
 Entries = npt.NDArray[Any]
 CHUNK_BYTES = 1 << 24
+_SOURCE = b'{"source":'
 
 
 class ChunkWriter:
@@ -43,7 +47,7 @@ class ChunkWriter:
         self._clear()
 
     def _clear(self) -> None:
-        self._rows: list[tuple[bytes, int, int, bytes]] = []
+        self._rows: list[tuple[bytes, int, int, int, bytes]] = []
         self._signatures: list[npt.NDArray[np.uint32]] = []
         self._size = 0
 
@@ -61,7 +65,9 @@ class ChunkWriter:
             documents, digests, sources, sequences, strict=True
         ):
             packed = encode(document)
-            self._rows.append((digest, source, sequence, packed))
+            # Where it came from stands first and decides nothing.
+            tie = zlib.crc32(memoryview(packed)[len(_SOURCE) + len(encode(document.source)) :])
+            self._rows.append((digest, tie, source, sequence, packed))
             self._size += len(packed)
         if signatures is not None:
             self._signatures.append(signatures)
@@ -73,16 +79,16 @@ class ChunkWriter:
         if not self._rows:
             return
         name = f"{self._stem.name}-{len(self.files):04d}"
-        order = sorted(range(len(self._rows)), key=lambda n: (self._rows[n][0], n))
+        order = sorted(range(len(self._rows)), key=lambda n: (*self._rows[n][:2], n))
         entries = np.zeros(len(order), ENTRY)
         offset = 0
         with open(self._stem.with_name(f"{name}.docs"), "wb") as handle:
             for place, number in enumerate(order):
-                digest, source, sequence, packed = self._rows[number]
+                digest, tie, source, sequence, packed = self._rows[number]
                 handle.write(packed)
                 entries[place] = (
                     int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big"),
-                    offset, len(packed), 0, source, sequence, 0,
+                    offset, len(packed), 0, source, sequence, tie, 0,
                 )  # fmt: skip
                 offset += len(packed)
         np.save(self._stem.with_name(f"{name}.index.npy"), entries, allow_pickle=False)
@@ -104,8 +110,11 @@ def read_entries(folder: Path, chunks: Sequence[str]) -> Entries:
 
 
 def in_order(entries: Entries) -> npt.NDArray[np.intp]:
-    """Positions sorted by digest; equal ones in the order they were read."""
-    return np.lexsort((entries["sequence"], entries["chunk"], entries["low"], entries["high"]))
+    """Positions sorted by digest, then by what the digest leaves out; documents that are equal in
+    that as well in the order they were read."""
+    return np.lexsort(
+        tuple(entries[field] for field in ("sequence", "chunk", "tie", "low", "high"))
+    )
 
 
 def repeats(entries: Entries) -> npt.NDArray[np.bool_]:

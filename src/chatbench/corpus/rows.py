@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from chatbench.corpus import shapes
+from chatbench.corpus import choices, shapes
 from chatbench.corpus.document import Document, Failure, Record
 from chatbench.corpus.shapes import EARLIER_TURN, Columns, Reader, Row
 from chatbench.errors import UsageError, did_you_mean
@@ -37,12 +37,19 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "text": ("text", "content", "body", "document", "文本", "内容", "正文"),
     "prompt alone": ("prompt", "question", "instruction", "query"),
     "verdict": ("kto_tag", "label"),
+    "instances": ("instances",),
+    "options": ("choices", "options", "选项"),
+    "asked": ("question", "question_stem", "stem", "prompt", "query", "问题"),
+    "passage": ("passage", "context", "article", "文章"),
 }  # fmt: skip
 _PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("query", "response"),
     ("question", "answer"), ("question", "answers"), ("q", "a"), ("问题", "答案"), ("问", "答"),
     ("instruction", "response"), ("instruction", "output"), ("input", "output"),
-    ("input", "target"), ("context", "response"),
+    ("input", "target"), ("context", "response"), ("problem", "solution"),
+    ("question", "solution"), ("prompt", "canonical_solution"), ("dialogue", "summary"),
+    ("dialog", "summary"), ("document", "summary"), ("article", "summary"),
+    ("article", "highlights"), ("source", "target"),
 )  # fmt: skip
 _BESIDE = ("system", "tools", "history", "input", "context")
 _RESERVED = {"source", "text", "messages", "rejected"}
@@ -81,10 +88,11 @@ def to_document(row: Row, source: str, mapping: Mapping[str, str]) -> Document:
         document = plan.read(row, source, plan.columns, plan.rest)
         if document is not None:
             return document
+    # What helps comes first, for the end is cut where lines are short.
     raise ValueError(
-        f"keys {', '.join(map(str, keys)) or '(none)'} hold neither messages, text, prompt and "
-        "completion, question and answer, nor text and label; name the columns, such as "
-        "--map user=COLUMN --map assistant=COLUMN"
+        "name its columns, such as --map user=COLUMN --map assistant=COLUMN; keys "
+        f"{', '.join(map(str, keys)) or '(none)'} hold neither messages, text, prompt and "
+        "completion, question and answer, nor text and label"
     )
 
 
@@ -154,6 +162,8 @@ def _known(keys: tuple[str, ...]) -> Columns:
         for name in reversed(known) if name in names
     }  # fmt: skip
     pair = next((pair for pair in _PAIRS if pair[0] in names and pair[1] in names), None)
+    if pair == ("source", "target") and ("text" in parts or "messages" in parts):
+        pair = None  # where a written document came from
     if pair is not None:
         parts["prompt"], parts["completion"] = names[pair[0]], names[pair[1]]
         if "context" in names and pair[0] in ("question", "instruction", "prompt", "问题"):
@@ -162,6 +172,9 @@ def _known(keys: tuple[str, ...]) -> Columns:
             parts.pop("input", None)
     elif "prompt alone" in parts:
         parts["prompt"] = parts["prompt alone"]
+    if "asked" in parts:
+        answers = {name: names[name] for name in choices.ANSWERS if name in names}
+        parts |= choices.lettered_columns(names) | answers
     return parts | {name: key for name, key in names.items() if EARLIER_TURN.fullmatch(name)}
 
 
@@ -192,6 +205,13 @@ def _shapes(parts: Columns, keys: tuple[str, ...]) -> list[Plan]:
         if "verdict" in has:
             shape(shapes.unpaired_messages, "messages", "verdict", "system", "tools")
         shape(shapes.messages, "messages", "system", "tools")
+    if "asked" in has and ("options" in has or "option b" in has):
+        answers = [part for part in choices.ANSWERS if part in has]
+        lettered = [part for part in has if part.startswith("option ")]
+        if answers:
+            shape(choices.multiple_choice, "asked", "options", "passage", *lettered, *answers)
+    if {"prompt", "instances"} <= has:
+        shape(shapes.instances, "prompt", "instances")
     if {"prompt", "completion"} <= has:
         if "verdict" in has:
             shape(shapes.unpaired, "prompt", "completion", "verdict", *_BESIDE)

@@ -26,6 +26,8 @@ Messages: TypeAlias = tuple[Message, ...]
 EARLIER_TURN = re.compile(r"context/(\d+)")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _SPEAKER = ("role", "from", "speaker")
+# Long texts that data sets for summaries keep as lists of sentences.
+_SENTENCES = ("source", "document", "dialogue", "dialog", "article")
 
 
 def text(row: Row, source: str, columns: Columns, rest: Rest) -> Document:
@@ -54,6 +56,24 @@ def prompt(row: Row, source: str, columns: Columns, rest: Rest) -> Document:
     alpaca = (asked.casefold(), told.casefold()) == ("instruction", "output")
     shape = "alpaca" if alpaca else "prompt"
     return Document(source, messages=turns, meta=_meta(row, rest), shape=shape)
+
+
+def instances(row: Row, source: str, columns: Columns, rest: Rest) -> Document | None:
+    """An instruction with its one instance of input and output (Self-Instruct)."""
+    key = columns["instances"]
+    found = row[key]
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        return None
+    if len(found) != 1:
+        raise ValueError(f"{key} has {len(found)} entries; write a row for each")
+    flat = {**found[0], columns["prompt"]: row[columns["prompt"]]}
+    if not isinstance(flat.get("output"), str):
+        raise ValueError(f"{key} has no output in its entry")
+    parts = {"prompt": columns["prompt"], "completion": "output"}
+    if "input" in flat:
+        parts["input"] = "input"
+    document = prompt(flat, source, parts, ())
+    return msgspec.structs.replace(document, meta=_meta(row, rest))
 
 
 def labelled(row: Row, source: str, columns: Columns, rest: Rest) -> Document | None:
@@ -212,7 +232,8 @@ def _opening(row: Row, columns: Columns) -> Messages:
     elif isinstance(asked, list) and asked and isinstance(asked[0], dict):
         turns = list(read_turns(asked, name=key))
     else:
-        pieces = (_aside(row, columns, "context"), _string(row, key), _aside(row, columns, "input"))
+        said = _sentences(row, key) if key.casefold() in _SENTENCES else _string(row, key)
+        pieces = (_aside(row, columns, "context"), said, _aside(row, columns, "input"))
         turns = [*_history(row, columns), Message("user", "\n\n".join(filter(None, pieces)))]
     return tuple(with_system(turns, system, tools))
 
@@ -281,6 +302,13 @@ def _string(row: Row, key: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{key} is not a string")
     return value
+
+
+def _sentences(row: Row, key: str) -> str:
+    value = row[key]
+    if isinstance(value, list) and value and all(isinstance(piece, str) for piece in value):
+        return "\n".join(value)
+    return _string(row, key)
 
 
 def _aside(row: Row, columns: Columns, part: str) -> str:

@@ -66,6 +66,9 @@ FORMATS: dict[str, Format] = {
     "chatterbot": Format(
         "ChatterBot YAML", dialogues.read_chatterbot, dialogues.matches_chatterbot, package="yaml"
     ),
+    "dailydialog": Format(
+        "DailyDialog text", dialogues.read_dailydialog, dialogues.matches_dailydialog
+    ),
     "parlai": Format("ParlAI text", dialogues.read_parlai, dialogues.matches_parlai),
     "csv": Format("CSV", tables.read, tables.matches, verdict=tables.verdict),
     "text": Format("text", prose.read, _always),

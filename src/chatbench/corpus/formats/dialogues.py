@@ -1,4 +1,5 @@
-"""Dialogue in older clothes: ChatML text, ParlAI's two text formats, ChatterBot's YAML."""
+"""Dialogue in older clothes: ChatML text, DailyDialog, ParlAI's two text formats, ChatterBot's
+YAML."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from chatbench.corpus.document import Document, Failure, Record
 from chatbench.corpus.formats.source import MAX_TEXT_BYTES, Source, package
 from chatbench.corpus.turns import role_of
 
+_TURN_END = "__eou__"
 _START, _END = "<|im_start|>", "<|im_end|>"
 _MARK = re.compile(r"(<\|im_start\|>|<\|im_end\|>)")
 _FIELDS = re.compile(r"(?:text|labels|eval_labels):[^\t]*\t")
@@ -103,6 +105,30 @@ class _ChatML:
         elif self._turns:
             yield Document(where, messages=tuple(self._turns), shape="chatml")
         self._clear()
+
+
+# ---- DailyDialog
+
+
+def matches_dailydialog(head: bytes, text: str, name: str, options: ReadOptions) -> bool:
+    lines = [line for line in text.split("\n")[:40] if line.strip()][:20]
+    return bool(lines) and 10 * sum(_TURN_END in line for line in lines) >= 9 * len(lines)
+
+
+def read_dailydialog(source: Source) -> Iterator[Record]:
+    """A conversation a line, `__eou__` behind each turn; two people take turns (Li et al. 2017)."""
+    for line in source.lines():
+        if isinstance(line, Failure):
+            yield line
+            continue
+        number, text = line
+        where = f"{source.name}:{number}"
+        said = [turn.strip() for turn in text.split(_TURN_END) if turn.strip()]
+        if len(said) > 1:
+            turns = [Message("assistant" if n % 2 else "user", turn) for n, turn in enumerate(said)]
+            yield Document(where, messages=tuple(turns), shape="dailydialog")
+        elif said:
+            yield Failure(where, "bad conversation", "it has a single turn", text)
 
 
 # ---- ParlAI

@@ -47,7 +47,7 @@ class Trial(NamedTuple):
 
 def matches(head: bytes, text: str, name: str, options: ReadOptions) -> bool:
     """Under .csv or .tsv any table; elsewhere only one without doubt, for prose has commas too:
-    no blank lines, and two columns of tab-separated text or a header that can be read."""
+    no blank lines, and columns of tab-separated text or a header that can be read."""
     if name.endswith(_SUFFIXES):
         return bool(text.strip())
     lines = _whole_lines(text, options)
@@ -61,7 +61,7 @@ def matches(head: bytes, text: str, name: str, options: ReadOptions) -> bool:
     if dialect.has_header:
         return has_shape(dialect.columns, options.mapping)
     mapped = has_shape(dialect.columns, options.mapping) and bool(options.mapping)
-    return mapped or (width == 2 and dialect.delimiter == "\t" and len(lines) > 2)
+    return mapped or (dialect.delimiter == "\t" and len(lines) > 2)
 
 
 def verdict(source: Source) -> str:
