@@ -159,3 +159,23 @@ def chatbench(*arguments: str | Path, **options: Any) -> subprocess.CompletedPro
 @pytest.fixture
 def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     return chatbench
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show the measured precision and recall on planted personal data under the results."""
+    passed = terminalreporter.stats.get("passed", [])
+    tables = {
+        name: json.loads(value)
+        for report in passed
+        for name, value in getattr(report, "user_properties", [])
+        if name.startswith("pii_")
+    }
+    if not tables:
+        return
+    terminalreporter.write_sep("-", "planted personal data: precision / recall")
+    for name, table in sorted(tables.items()):
+        for kind, (planted, _, precision, recall) in sorted(table.items()):
+            language = name.removeprefix("pii_")
+            terminalreporter.write_line(
+                f"{language}  {kind:<12} {precision:.3f} / {recall:.3f} of {planted:,}"
+            )

@@ -62,6 +62,11 @@ PLAIN = [
      "prompt"),
     ({"context": "茶在架子上。", "question": "有茶吗？", "answers": [{"text": "有的。"}]},
      (Message("user", "茶在架子上。\n\n有茶吗？"), TOLD), "prompt"),
+    ({"instruction": "有茶", "instances": [{"input": "吗？", "output": "有的。"}]},
+     (Message("user", "有茶\n\n吗？"), TOLD), "alpaca"),
+    ({"dialogue": "有茶吗？", "summary": "有的。"}, PAIR, "prompt"),
+    ({"source": ["有茶", "吗？"], "target": ["有的。", "有。"]},
+     (Message("user", "有茶\n吗？"), TOLD), "prompt"),
     ({"question": "6 × 7?", "answer": 42}, (Message("user", "6 × 7?"), Message("assistant", "42")),
      "prompt"),
     ({"context": ["Hi", "你好", "有茶吗？"], "response": "有的。"},
@@ -83,7 +88,9 @@ def test_dialogues_of_all_kinds_become_messages(
 
 PAIR_KEYS = (
     "prompt completion,prompt response,query response,question answer,q a,问题 答案,问 答,"
-    "input output,input target,instruction response,context response,Question Answer"
+    "input output,input target,instruction response,context response,Question Answer,"
+    "problem solution,question solution,prompt canonical_solution,article highlights,"
+    "article summary,document summary,dialog summary,source target"
 )
 
 
@@ -335,6 +342,8 @@ BAD_ROWS = [
     (b"null", "not an object", "NoneType"),
     (b"{}", "bad row", "(none)"),
     (b'{"txt": "a", "n": 1}', "bad row", "keys txt, n hold neither"),
+    (b'{"instruction": "a", "instances": []}', "bad row", "instances has 0 entries"),
+    (b'{"instruction": "a", "instances": [{"x": 1}]}', "bad row", "instances has no output"),
     (b'{"prompt": "a"}', "bad row", "--map user=COLUMN"),
     (b'{"text": 5}', "bad row", "text is not a string"),
     (b'{"prompt": "a", "completion": null}', "bad row", "completion is not a string"),
@@ -395,3 +404,15 @@ def test_any_values_give_a_document_or_a_reason(rng: random.Random) -> None:
         msgspec.json.encode(record)
         documents += isinstance(record, Document)
     assert documents
+
+
+@pytest.mark.parametrize("beside", [{"text": "茶"}, {"messages": CHAT}, {"content": "茶"}])
+def test_where_a_written_document_came_from_is_not_a_prompt(beside: dict[str, Any]) -> None:
+    found = document({**beside, "source": "a.txt:1", "target": "好"})
+    assert "a.txt:1" not in found.joined()
+
+
+def test_what_to_do_about_unknown_columns_comes_before_the_long_list_of_them() -> None:
+    keys = {f"column {n}": "x" for n in range(40)}
+    with pytest.raises(ValueError, match=r"^name its columns, such as --map user=COLUMN"):
+        document(keys)

@@ -156,8 +156,8 @@ def digest_of(number: int) -> bytes:
 
 def test_values_become_one_line_each_and_what_is_no_value_none() -> None:
     meta = {"style": " very\n formal\t", "topic": "茶\u2028书", "size": 3, "share": 0.5,
-            "ok": False, "none": None, "empty": "", "blank": " \n\u3000", "list": ["a"], "dict": {"a": 1},
-            "unused": "x"}  # fmt: skip
+            "ok": False, "none": None, "empty": "", "blank": " \n\u3000", "list": ["a"],
+            "dict": {"a": 1}, "unused": "x"}  # fmt: skip
     document = Document("a", text="t", meta=meta)
     columns = ["topic", "style", "size", "share", "ok", "none", "empty", "blank", "list", "dict",
                "absent"]  # fmt: skip

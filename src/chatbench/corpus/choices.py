@@ -91,8 +91,8 @@ def _options(row: dict[str, Any], columns: Mapping[str, str]) -> list[Option] | 
     names = names or [letter.upper() for letter in LETTERS[: len(texts)]]
     if len(names) != len(texts):
         return None
-    return [Option(str(n), t.strip(), f"{n}. {t.strip()}") for n, t in zip(names, texts,
-                                                                           strict=True)]  # fmt: skip
+    pairs = [(str(name), text.strip()) for name, text in zip(names, texts, strict=True)]
+    return [Option(name, text, f"{name}. {text}") for name, text in pairs]
 
 
 def _are_lettered(texts: list[str]) -> bool:
