@@ -723,6 +723,33 @@ def test_chatml_that_is_not_quite_right() -> None:
     assert failures(records) == [("f:10", "bad conversation"), ("f:13", "bad conversation")]
 
 
+def test_dailydialog_has_a_conversation_a_line() -> None:
+    text = "Is there tea ? __eou__ Yes . __eou__\n有茶吗？ __eou__ 有的。 __eou__ 谢谢 __eou__\n\nHi __eou__\n"
+    verdict, records = told(text.encode(), "d.txt")
+    assert verdict == "DailyDialog text · utf-8"
+    first, second, third = records
+    assert isinstance(first, Document) and isinstance(second, Document)
+    assert said(first) == ["Is there tea ?", "Yes ."]
+    assert said(second) == ["有茶吗？", "有的。", "谢谢"]
+    assert [m.role for m in second.messages or ()] == ["user", "assistant", "user"]
+    assert (first.source, second.source) == ("d.txt:1", "d.txt:2")
+    assert failures([third]) == [("d.txt:4", "bad conversation")]
+
+
+def test_prose_that_mentions_the_mark_of_dailydialog_stays_prose() -> None:
+    text = "Its turns end with __eou__ marks.\n\nPeople speak in turn.\n\n茶在架子上。\n"
+    assert told(text.encode())[0] == "text · utf-8"
+
+
+def test_a_table_of_three_nameless_columns_is_not_taken_for_prose() -> None:
+    text = "".join(f"Tea {n}.\t茶{n}。\tby {n}\n" for n in range(30))
+    verdict, records = told(text.encode(), "pairs.txt")
+    assert verdict == "TSV without header, 3 columns · utf-8"
+    assert {reason for _, reason in failures(records)} == {"bad row"}
+    mapped = documents(text, "pairs.txt", mapping={"user": "1", "assistant": "2"})
+    assert said(mapped[7]) == ["Tea 7.", "茶7。"]
+
+
 def test_parlai_lines_that_cannot_be_read() -> None:
     data = "text:a\tlabels:b\tepisode_done:True\nnonsense\ntext:c\tepisode_done:True\n"
     assert failures(read(data)) == [("f:2", "bad row"), ("f:3", "bad row")]

@@ -221,6 +221,11 @@ class PartReader:
     def _keep(self, documents: list[Document], tallies: list[Tally]) -> None:
         for tally in tallies:
             tally.kept += 1
+        if self._settings.pii == "mask":
+            documents = [
+                msgspec.structs.replace(d, meta=self._told(d.meta)) if d.meta else d
+                for d in documents
+            ]
         digests = [document.digest() for document in documents]
         signatures = None
         if self._signed:
@@ -244,11 +249,27 @@ class PartReader:
 
     def _note(self, reason: str, source: str, detail: str) -> None:
         known = self._examples.setdefault(reason, [])
+        detail = self._told(detail)
         if len(known) < SHOWN_PER_REASON:
             known.append(f"{source}: {detail}" if detail else source)
 
     def _reject(self, row: dict[str, Any]) -> None:
+        row |= {key: self._told(value) for key, value in row.items() if key != "source"}
         self._rejects.write(msgspec.json.encode(row) + b"\n")
+
+    def _told(self, value: Any) -> Any:
+        """What may stand in the folder: with --pii mask no string, wherever it comes from."""
+        if self._settings.pii != "mask":
+            return value
+        if isinstance(value, str):
+            from chatbench.corpus.pii.finder import masked
+
+            return masked(value)[0]
+        if isinstance(value, list):
+            return [self._told(entry) for entry in value]
+        if isinstance(value, dict):
+            return {key: self._told(entry) for key, entry in value.items()}
+        return value
 
 
 def excerpt(document: Document) -> str:
