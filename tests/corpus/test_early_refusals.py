@@ -82,7 +82,7 @@ def test_a_tokenizer_that_cannot_be_used_leaves_nothing(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--lang", "klingon"], ["--map", "usr=q"], ["--format", "docx"], ["--extend-vocab"],
+    [["--lang", "klingon"], ["--format", "docx"],
      ["--val-fraction", "0.5", "--test-fraction", "0.5"]],
     ids=" ".join,
 )  # fmt: skip

@@ -724,11 +724,13 @@ def test_chatml_that_is_not_quite_right() -> None:
 
 
 def test_dailydialog_has_a_conversation_a_line() -> None:
-    text = "Is there tea ? __eou__ Yes . __eou__\n有茶吗？ __eou__ 有的。 __eou__ 谢谢 __eou__\n\nHi __eou__\n"
+    chinese = "有茶吗？ __eou__ 有的。 __eou__ 谢谢 __eou__"
+    text = f"Is there tea ? __eou__ Yes . __eou__\n{chinese}\n\nHi __eou__\n"
     verdict, records = told(text.encode(), "d.txt")
     assert verdict == "DailyDialog text · utf-8"
     first, second, third = records
-    assert isinstance(first, Document) and isinstance(second, Document)
+    assert isinstance(first, Document)
+    assert isinstance(second, Document)
     assert said(first) == ["Is there tea ?", "Yes ."]
     assert said(second) == ["有茶吗？", "有的。", "谢谢"]
     assert [m.role for m in second.messages or ()] == ["user", "assistant", "user"]

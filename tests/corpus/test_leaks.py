@@ -74,7 +74,7 @@ def test_counts_and_drops_are_those_of_a_slow_twin(
     tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch, bucket_bytes: int
 ) -> None:
     monkeypatch.setattr(plan, "BUCKET_BYTES", bucket_bytes)
-    rows = leaky_rows(rng, 150)
+    rows = leaky_rows(rng, 120)
     path = numbered(tmp_path / "a.jsonl", rows)
     reported = build(tmp_path / "report", path, contamination="report")
     fate = fates(reported, len(rows))

@@ -20,7 +20,8 @@ from chatbench.settings import PreprocessSettings
 from chatbench.storage import read_manifest
 from conftest import SHARED_DATA
 
-_LARGE = 3_000_000
+# The odd files are few enough to be read each time.
+_LARGE, _ALWAYS = 1_400_000, "messy-encodings"
 
 # Shape → number of documents kept, SOURCE.md's own text aside: what the publishers counted, less
 # repetitions and rows that are broken in the published file.
@@ -63,9 +64,13 @@ def _sets() -> list[Any]:
         return []
     folders = sorted(path for path in SHARED_DATA.iterdir() if path.is_dir())
     return [
-        pytest.param(path, id=path.name, marks=[pytest.mark.slow] if _size(path) > _LARGE else [])
+        pytest.param(path, id=path.name, marks=[pytest.mark.slow] if _is_slow(path) else [])
         for path in folders
     ]
+
+
+def _is_slow(folder: Path) -> bool:
+    return folder.name != _ALWAYS and _size(folder) > _LARGE
 
 
 def _size(folder: Path) -> int:
@@ -148,6 +153,8 @@ def test_recoded_books_decode_to_the_text_they_were_made_from() -> None:
             found = list(lines(handle, codec, path.name, 1 << 24))
         assert not [line for line in found if isinstance(line, Failure)], path.name
         text = "\n".join(line.text for line in found if not isinstance(line, Failure))
+        # 0xA145 is a bullet in Python's big5, by which this was made, and U+2027 in Windows' Big5.
+        text = text.replace("\u2027", "\u2022")
         sums = {hashlib.sha256((text + end).encode()).hexdigest() for end in ("", "\n")}
         assert entry["sha256_of_utf8_with_LF"] in sums, entry["file"]
         checked += 1

@@ -249,9 +249,9 @@ def test_tags_stand_in_the_system_turn_and_are_not_learned(
 def test_every_stage_and_kind_of_document_with_two_workers_gives_the_same_bytes(
     tmp_path: Path, rng: random.Random, lists: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = all_kinds(rng, 150)
+    rows = all_kinds(rng, 100)
     rows += rng.choices(rows, k=15)
-    rows += [{"text": rows[n]["text"] + " And more."} for n in range(0, 150, 10)]
+    rows += [{"text": rows[n]["text"] + " And more."} for n in range(0, 100, 10)]
     rows += [
         {"text": f"{prose(rng, False)} {SECRET[False]}"},
         {"text": f"{prose(rng, True)}禁果。"},

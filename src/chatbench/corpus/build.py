@@ -37,7 +37,7 @@ from chatbench.corpus.reading import PartReader, PartResult, read_options
 from chatbench.corpus.shards import KIND
 from chatbench.corpus.split import SPLITS
 from chatbench.corpus.stages import make_stages
-from chatbench.corpus.vocabulary import corpus_tokenizer
+from chatbench.corpus.vocabulary import check_tokenizer, corpus_tokenizer
 from chatbench.errors import DataError, UsageError
 from chatbench.settings import PreprocessSettings
 from chatbench.storage import new_folder, pretty_json, require_own
@@ -75,6 +75,7 @@ def _check(settings: PreprocessSettings) -> None:
         )
     read_options(settings)
     make_stages(settings)
+    check_tokenizer(settings)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from chatbench.corpus.split import assign_units
 from chatbench.settings import PreprocessSettings
 
 _LARGEST = 5
+# Pairs this much below --near-threshold stay in one split as well: similarity is an estimate.
+_MARGIN = 0.05
 
 
 class Compared(msgspec.Struct):
@@ -82,7 +84,7 @@ def _clusters(
     from chatbench.corpus.neardup import PERMUTATIONS, find_clusters
 
     signatures = map_signatures(work, job.chunks, PERMUTATIONS)
-    found = find_clusters(signatures, settings.near_threshold, order[alone])
+    found = find_clusters(signatures, settings.near_threshold, order[alone], _MARGIN)
     if settings.dedup == "near":
         entries["fate"][alone[found.dropped]] = NEAR_DUPLICATE
     sizes = np.bincount(found.cluster, minlength=len(alone))

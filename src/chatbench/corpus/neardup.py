@@ -178,15 +178,17 @@ def find_clusters(
     table: Signatures | Sequence[Signatures],
     threshold: float,
     rows: npt.NDArray[np.integer[Any]] | None = None,
+    margin: float = 0.0,
 ) -> Clusters:
-    """Connected groups of texts whose estimated similarity is at least `threshold`.
+    """Connected groups of texts whose estimated similarity is at least `threshold` - `margin`, and
+    which of them to drop for one of at least `threshold`.
 
     `table`: signatures (r, PERMUTATIONS), in memory or mapped, whole or in chunks that follow one
     another. `rows` (n,): the row of each document, documents in the order of their digests; by
     default all rows as they lie. The result depends on that order alone.
 
-    Pairs that share a band are compared by their whole signatures; the bound is exactly
-    `threshold`, without a margin. All pairs of a band's bucket of up to 16 documents are compared;
+    Pairs that share a band are compared by their whole signatures, an estimate; a margin of one
+    standard error, 0.04 or more, keeps nearly all pairs of `threshold` in one group. All pairs of a band's bucket of up to 16 documents are compared;
     in a larger one each document with the one before it and with up to 16 of the first that are
     not yet connected. A document is dropped for one of the first 1,000 kept ones of its cluster.
 
@@ -194,9 +196,9 @@ def find_clusters(
     to sort 4 M documents at a time.
     """
     stack = _Stack(table, rows)
-    need = math.ceil(threshold * PERMUTATIONS - 1e-9)
+    need = _agreements(threshold - margin)
     parent = np.arange(len(stack))
-    bands, width = bands_for(threshold)
+    bands, width = bands_for(threshold - margin)
     at_once = max(1, _BAND_BYTES // max(1, 8 * len(stack)))
     for start in range(0, bands, at_once):
         group = range(start, min(start + at_once, bands))
@@ -206,7 +208,11 @@ def find_clusters(
                 numbers = part[worded[part]]
                 _connect_band(stack, parent, need, hashes[numbers], numbers)
             find_roots(parent, np.arange(len(stack)))
-    return Clusters(parent, _dropped(stack, parent, need))
+    return Clusters(parent, _dropped(stack, parent, _agreements(threshold)))
+
+
+def _agreements(similarity: float) -> int:
+    return math.ceil(similarity * PERMUTATIONS - 1e-9)
 
 
 class _Stack:
