@@ -66,7 +66,9 @@ def demo(settings: DemoSettings) -> None:
 def preprocess(settings: PreprocessSettings) -> None:
     from chatbench.corpus.build import preprocess
 
-    console.emit(str(preprocess(settings)))
+    corpus = preprocess(settings)
+    console.say(f"look at {corpus / 'report.html'} · then: chatbench pretrain -d {corpus} -o RUN")
+    console.emit(str(corpus))
 
 
 @settings_command(

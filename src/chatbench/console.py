@@ -58,6 +58,11 @@ def people() -> Console:
     return Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
+def width() -> int:
+    """Columns of the terminal; 160 where there is none."""
+    return people().width if people().is_terminal else 160
+
+
 def say(text: str, style: str | None = None) -> None:
     """One status line for people, on stderr, with nothing in it interpreted."""
     people().print(visible(text), style=style)

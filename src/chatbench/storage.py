@@ -303,6 +303,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK
         self._handle = -1
+        self._tries = 0
 
     def __enter__(self) -> FolderLock:
         with disk_errors(self._path):
@@ -321,8 +322,10 @@ class FolderLock:
             folder.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except (FileNotFoundError, FileExistsError):
-            # Moved away under our hands, unless something else bears its name.
-            if os.path.lexists(folder) and not folder.is_dir():
+            # Moved away under our hands, unless something else bears its name or the place takes
+            # no folders, as /proc does not.
+            self._tries += 1
+            if self._tries > 100 or (os.path.lexists(folder) and not folder.is_dir()):
                 raise
             return False
         self._take()

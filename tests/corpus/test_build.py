@@ -306,7 +306,8 @@ def test_nothing_but_the_corpus_is_left(tmp_path: Path) -> None:
     corpus = build(tmp_path / "home" / "c", write_jsonl(tmp_path / "a.jsonl", sample_rows(15)))
     assert os.listdir(tmp_path / "home") == ["c"]
     assert set(files_of(corpus.folder)) == {
-        MANIFEST, "dropped.jsonl", "sources.jsonl", "facts.json", "report.html", "val.jsonl", "test.jsonl", "tokenizer/tokenizer.json",
+        MANIFEST, "dropped.jsonl", "sources.jsonl", "facts.json", "report.html", "val.jsonl",
+        "test.jsonl", "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json", "tokenizer/chat_template.jinja",
         *(f"{name}/00000.safetensors" for name in ("train", "val", "test")),
     }  # fmt: skip

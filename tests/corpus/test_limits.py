@@ -34,8 +34,8 @@ sys.exit(code)
 
 def run(out: Path, *arguments: object, **options: Any) -> tuple[int, str, int]:
     """Exit code, stderr, and the largest resident memory of any of its processes in bytes."""
-    command = [sys.executable, "-m", "chatbench", "preprocess", *map(str, arguments), "-o", str(out),
-               "--vocab-size", "300", "--no-profile"]  # fmt: skip
+    command = [sys.executable, "-m", "chatbench", "preprocess", *map(str, arguments),
+               "-o", str(out), "--vocab-size", "300", "--no-profile"]  # fmt: skip
     done = subprocess.run([sys.executable, "-c", MEASURE, *command], capture_output=True, **options)
     complaint, _, peak = done.stderr.decode(errors="replace").rpartition("\n")
     return done.returncode, complaint, int(peak) * 1024

@@ -76,6 +76,8 @@ def _check(settings: PreprocessSettings) -> None:
     read_options(settings)
     make_stages(settings)
     check_tokenizer(settings)
+    if settings.bin_tokenizer is not None and not Path(settings.bin_tokenizer).exists():
+        raise UsageError(f"{settings.bin_tokenizer} does not exist", hint="check --bin-tokenizer")
 
 
 @contextmanager
@@ -86,7 +88,7 @@ def _work_folder(out: Path) -> Iterator[Path]:
     try:
         yield work
     except KeyboardInterrupt:
-        console.say("finished parts are kept: the same command goes on from there")
+        console.say(f"finished parts are kept in {work}: the same command goes on from there")
         raise
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -220,7 +222,8 @@ class Build:
         total = ledger.total()
         return DataError(
             f"nothing to keep in {', '.join(self.settings.inputs)}: read {total.read}, "
-            f"dropped {total.dropped.total()}, failed {total.failed.total()}"
+            f"dropped {total.dropped.total()}, failed {total.failed.total()}",
+            hint="the reasons stand above; --map user=COLUMN names columns, --format the form",
         )
 
     def _refuse_failures(self, ledger: Ledger) -> None:
@@ -294,7 +297,7 @@ class Build:
         ]
         console.table(
             f"vocabulary {tokenizer.vocab_size}",
-            ["split", "documents", "tokens", "supervised"],
+            ["split", "documents", "tokens", "learned"],
             rows,
         )
         wanted = {"val": self.settings.val_fraction, "test": self.settings.test_fraction}

@@ -11,9 +11,11 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from chatbench import console
 from chatbench.corpus.compression import zstandard_module
 from chatbench.corpus.document import Failure
-from chatbench.errors import DataError, UsageError
+from chatbench.errors import DataError, UsageError, UserError
+from chatbench.storage import MANIFEST, read_manifest
 
 _LARGEST_STATE = 1 << 24
 _KINDS = {
@@ -58,7 +60,8 @@ def find_inputs(inputs: Sequence[str], exclude: Path | None) -> tuple[list[Input
     """The regular files that `inputs` (files, folders, globs) name, and what could not be one.
 
     Folders are walked without hidden entries, each real folder once; a Hugging Face dataset folder
-    gives its data files alone. `exclude` and all in it are left out. Sorted by the bytes of the
+    gives its data files alone. `exclude` and all in it are left out, and so are folders that
+    chatbench made, with a notice. Sorted by the bytes of the
     path; a file reached twice is there once, by its first name. Nothing is opened but the state
     files of datasets. Raises UsageError for a path that does not exist or a pattern that matches
     nothing, or for zstd files without their package, DataError when nothing is found.
@@ -70,6 +73,10 @@ def find_inputs(inputs: Sequence[str], exclude: Path | None) -> tuple[list[Input
         elif not search.add_pattern(name):
             absent = "matches no file" if _is_pattern(name) else "does not exist"
             raise UsageError(f"{written(name)} {absent}", hint="check the path")
+    for folder in sorted(search.ours, key=os.fsencode):
+        console.notice(
+            f"{written(folder)} was made by chatbench and is left out; to read it, name its files"
+        )
     found = sorted(search.found, key=lambda entry: os.fsencode(entry.path))
     failures = sorted(search.failures, key=lambda failure: (failure.source, failure.reason))
     failures = [f for n, f in enumerate(failures) if n == 0 or f != failures[n - 1]]
@@ -97,6 +104,7 @@ class _Search:
     def __init__(self, exclude: Path | None) -> None:
         self.found: list[_Found] = []
         self.failures: list[Failure] = []
+        self.ours: list[str] = []
         self._visited: set[int] = set()
         self._excluded = None if exclude is None else os.path.realpath(exclude)
 
@@ -149,6 +157,10 @@ class _Search:
             self._fail(folder, "unreadable", error.strerror or str(error))
             return []
         listed.sort(key=lambda entry: os.fsencode(entry.name))
+        if any(entry.name == MANIFEST for entry in listed) and _is_ours(folder):
+            # What was held out there must not come back as training text.
+            self.ours.append(folder)
+            return []
         wanted = self._dataset_files(folder, {entry.name for entry in listed})
         folders = []
         for entry in listed:
@@ -225,6 +237,13 @@ class _Search:
 
     def _fail(self, path: str, reason: str, detail: str) -> None:
         self.failures.append(Failure(written(path), reason, detail))
+
+
+def _is_ours(folder: str) -> bool:
+    try:
+        return read_manifest(Path(folder)) is not None
+    except (UserError, OSError):
+        return False
 
 
 def _identity(status: os.stat_result) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatbench.corpus.document import Counts, Document, Dropped, Stage
-from chatbench.errors import UsageError, did_you_mean
+from chatbench.errors import UsageError
 
 NONE, MIXED = "none", "mixed"
 SCRIPTS = ("zh", "ja", "ko", "ar", "he", "th", "hi", "el", "cyrillic", "latin")
@@ -87,7 +87,7 @@ def keep(wanted: Sequence[str]) -> Stage:
     for code in codes:
         if code not in CODES:
             raise UsageError(
-                f"--lang {code!r} is not a known language", hint=did_you_mean(code, list(CODES))
+                f"--lang {code!r} is not a known language", hint=f"known: {', '.join(CODES)}"
             )
     exact = sorted({_SCRIPT_OF[code] for code in codes if code in _SCRIPT_OF} - set(codes))
     if exact and find_spec("py3langid") is None:

@@ -16,8 +16,6 @@ from chatbench.corpus.inputs import Input
 from chatbench.corpus.plan import REASONS
 from chatbench.corpus.reading import SHOWN_PER_REASON, PartResult
 
-_EXAMPLE_WIDTH = 160
-
 
 class Account(msgspec.Struct):
     """One source, or all of them."""
@@ -138,16 +136,29 @@ def show(ledger: Ledger) -> None:
         parts.append(f"{label} {counter.total():,}" + (f" ({reasons})" if reasons else ""))
     for reason in (*_sorted(total.failed), *_sorted(total.dropped)):
         label = "failed" if reason in total.failed else "dropped"
-        for example in ledger.examples.get(reason, []):
-            place = example if len(example) <= _EXAMPLE_WIDTH else example[:_EXAMPLE_WIDTH] + "…"
-            source, colon, rest = place.partition(": ")
-            line = f"{label}: {source}: {reason}" + (f": {rest}" if colon and rest else "")
+        for line in _examples(ledger.examples.get(reason, []), label, reason):
             console.say(line, style="yellow" if label == "failed" else "dim")
     for stage, counter in ledger.counts.items():
         if counter:
-            what = ", ".join(f"{kind} {count:,}" for kind, count in sorted(counter.items()))
+            what = ", ".join(
+                f"{kind.removeprefix(f'{stage}: ')} {count:,}"
+                for kind, count in sorted(counter.items())
+            )
             console.say(f"{stage}: {what}")
     console.say("records: " + " · ".join(parts))
+
+
+def _examples(examples: Sequence[str], label: str, reason: str) -> Iterator[str]:
+    """`label: file:line: reason: detail`; a detail that was just given is not said again."""
+    width = max(60, console.width())
+    said = ""
+    for example in examples:
+        source, _, detail = example.partition(": ")
+        line = f"{label}: {source}: {reason}"
+        if detail and detail != said:
+            line += f": {detail}"
+        said = detail
+        yield line if len(line) <= width else line[: width - 1] + "…"
 
 
 def show_verdicts(ledger: Ledger, limit: int = 12) -> None:

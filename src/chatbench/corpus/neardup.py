@@ -188,9 +188,10 @@ def find_clusters(
     default all rows as they lie. The result depends on that order alone.
 
     Pairs that share a band are compared by their whole signatures, an estimate; a margin of one
-    standard error, 0.04 or more, keeps nearly all pairs of `threshold` in one group. All pairs of a band's bucket of up to 16 documents are compared;
-    in a larger one each document with the one before it and with up to 16 of the first that are
-    not yet connected. A document is dropped for one of the first 1,000 kept ones of its cluster.
+    standard error, 0.04 or more, keeps nearly all pairs of `threshold` in one group. All pairs of
+    a band's bucket of up to 16 documents are compared; in a larger one each document with the one
+    before it and with up to 16 of the first that are not yet connected. A document is dropped for
+    one of the first 1,000 kept ones of its cluster.
 
     Beyond the signatures it takes 33 bytes a document, up to 256 MiB for bands and about 0.3 GiB
     to sort 4 M documents at a time.

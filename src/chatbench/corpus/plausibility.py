@@ -36,6 +36,7 @@ _OTHER_SCRIPTS = frozenset(
     ("cp1251", "koi8-r", "koi8-u", "iso8859-5", "cp866", "mac_cyrillic", "cp1253", "iso8859-7",
      "cp1255", "cp1256", "cp874")
 )  # fmt: skip
+_TWO_BYTES = frozenset(("gb18030", "cp950", "big5hkscs", "euc_jp", "cp949", "euc_kr"))
 _SCATTERED = 6.0
 # Bits a byte from which bytes are no text; the change lets a few rare characters stand alone.
 _WORST, _WORST_IF_WIDE, _SMALL_CHANGE = 9.0, 6.5, 64.0
@@ -94,13 +95,15 @@ def _bids(head: bytes, candidates: tuple[str, ...]) -> Iterator[tuple[float, int
     telling = _telling(head)
     high = sum(byte > 0x7F for byte in telling)
     latin = len(_LATIN_LETTERS.findall(telling))
+    longest = max(map(len, _HIGH_BYTES.findall(telling)), default=0)
     for place, codec in enumerate(candidates):
         shown = head[:_SAMPLE_BYTES] if codec in WIDE else telling
         bits = cost(tolerant(shown, codec)) * (len(telling) or 1) / (len(shown) or 1)
         # Half a character at the end: the head is cut there, or the decoding is wrong.
         bits += _HALF_CHARACTER if _ends_inside(shown, codec) else 0.0
         bits += 0.0 if decodes(head, codec) else 40.0
-        if codec in _OTHER_SCRIPTS and 10 * high < latin:
+        scattered = codec in _OTHER_SCRIPTS or (codec in _TWO_BYTES and longest <= 2)
+        if scattered and 10 * high < latin:
             bits += _SCATTERED * high
         yield bits + (0.0 if b"\0" in head else _HANDICAP.get(codec, 0.0)), place, codec
 
@@ -127,6 +130,7 @@ def _mark(error: UnicodeError) -> tuple[str, int]:
     return "".join(chr(0xDC00 + byte) for byte in bad), error.end
 
 
+_HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
 _LATIN_LETTERS = re.compile(rb"[A-Za-z]")
 codecs.register_error("chatbench.mark", _mark)
 MARKED = re.compile("[\ud800-\udfff]")

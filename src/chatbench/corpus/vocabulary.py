@@ -40,7 +40,10 @@ def corpus_tokenizer(settings: PreprocessSettings, work: Path, job: Job, crew: C
     console.say(f"{verb} a tokenizer to {settings.vocab_size:,} entries")
     words = _count(work, job, crew)
     if base is None:
-        return train_from_counts(words, settings.vocab_size)
+        trained = train_from_counts(words, settings.vocab_size)
+        if trained.vocab_size < settings.vocab_size:
+            console.say(f"the text gave no more than {trained.vocab_size:,} entries")
+        return trained
     return extend_tokenizer(base, words, settings.vocab_size)
 
 
