@@ -77,7 +77,7 @@ def preprocess(settings: PreprocessSettings) -> None:
     epilog="Example: chatbench screen -d labelled.csv -o screens/mine --bad-label 1",
 )  # fmt: skip
 def screen(settings: ScreenSettings) -> None:
-    from chatbench.corpus.screening import train
+    from chatbench.corpus.cleaning.screening import train
 
     console.emit(str(train(settings)))
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from chatbench import __version__, console
 from chatbench.console import format_count, visible
+from chatbench.corpus.reports.summary import aligned, show_corpus
 from chatbench.corpus.shards import KIND as CORPUS
-from chatbench.corpus.summary import aligned, show_corpus
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.storage import Manifest, pretty_json, read_manifest
 

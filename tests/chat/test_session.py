@@ -12,8 +12,8 @@ import torch
 
 from chatbench.chat.session import ChatSession, Event, Forgotten
 from chatbench.conversation import Message
-from chatbench.corpus.blob import ReadOptions
-from chatbench.corpus.reading import read_path
+from chatbench.corpus.sources.blob import ReadOptions
+from chatbench.corpus.sources.reading import read_path
 from chatbench.engine.engine import Completion, Piece
 from chatbench.errors import UsageError
 from chatbench.model.folder import OpenedModel, open_model

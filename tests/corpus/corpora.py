@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from chatbench.corpus.build import preprocess
-from chatbench.corpus.facts import CorpusFacts
+from chatbench.corpus.reports.facts import CorpusFacts
 from chatbench.corpus.shards import Corpus, open_corpus
 from chatbench.settings import PreprocessSettings
 from conftest import write_jsonl

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from chatbench.conversation import Message
-from chatbench.corpus.blocklist import Blocklist, block, read_phrases
+from chatbench.corpus.cleaning.blocklist import Blocklist, block, read_phrases
+from chatbench.corpus.cleaning.grams import spell
 from chatbench.corpus.document import Document, Dropped
-from chatbench.corpus.grams import spell
 from chatbench.errors import DataError, EnvironmentFault, UsageError
 from conftest import SHARED_DATA
 

@@ -20,11 +20,11 @@ import msgspec
 import pytest
 
 from chatbench.conversation import Message
-from chatbench.corpus.blob import Blob, ReadOptions
 from chatbench.corpus.document import Document, Failure, Record
 from chatbench.corpus.formats import chatlogs
 from chatbench.corpus.formats.chatlog_times import TIME, clock_of, date_order, day_of, iso_seconds
 from chatbench.corpus.formats.source import HEAD_BYTES, Source, decoded_head, fully_peekable
+from chatbench.corpus.sources.blob import Blob, ReadOptions
 from conftest import SHARED_DATA
 
 SAMPLES = Path(__file__).with_name("samples")

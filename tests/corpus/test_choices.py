@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chatbench.corpus.rows import to_document
+from chatbench.corpus.formats.rows import to_document
 
 TEAS = ["绿茶", "红茶", "oolong"]
 SHOWN = "A. 绿茶\nB. 红茶\nC. oolong"

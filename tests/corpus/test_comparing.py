@@ -24,12 +24,13 @@ from corpus.corpora import (
     written,
 )
 
-from chatbench.corpus import chunks, reading
-from chatbench.corpus.blob import ReadOptions
+from chatbench.corpus import chunks
+from chatbench.corpus.cleaning.fluency import LEAST_BYTES
+from chatbench.corpus.cleaning.grams import spell
 from chatbench.corpus.document import Document
-from chatbench.corpus.fluency import LEAST_BYTES
-from chatbench.corpus.grams import spell
-from chatbench.corpus.reading import read_path
+from chatbench.corpus.sources import reading
+from chatbench.corpus.sources.blob import ReadOptions
+from chatbench.corpus.sources.reading import read_path
 from chatbench.corpus.split import split_of
 from chatbench.errors import DataError
 from conftest import SHARED_DATA, sample_texts, write_jsonl

@@ -20,9 +20,15 @@ from typing import Any
 
 import pytest
 
-from chatbench.corpus.blob import Blob, ReadOptions
-from chatbench.corpus.containers import DamagedInput, Input, find_inputs, open_blobs, written
 from chatbench.corpus.document import Failure
+from chatbench.corpus.sources.blob import Blob, ReadOptions
+from chatbench.corpus.sources.containers import (
+    DamagedInput,
+    Input,
+    find_inputs,
+    open_blobs,
+    written,
+)
 from chatbench.errors import DataError, UsageError
 
 OPTIONS = ReadOptions()

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from chatbench.conversation import Message
-from chatbench.corpus import contamination
-from chatbench.corpus.contamination import (
+from chatbench.corpus.cleaning import contamination
+from chatbench.corpus.cleaning.contamination import (
     GRAM_WORDS,
     HeldOutGrams,
     against,
     against_texts,
     batches,
 )
+from chatbench.corpus.cleaning.grams import spell
 from chatbench.corpus.document import Document, Dropped
-from chatbench.corpus.grams import spell
 from chatbench.errors import DataError, UsageError
 from conftest import CHINESE, ENGLISH
 

@@ -15,13 +15,13 @@ import pytest
 from corpus.corpora import all_kinds, build, facts_of, fates, numbered, rows_of
 
 from chatbench.corpus import plan
-from chatbench.corpus.blob import ReadOptions
-from chatbench.corpus.describing import recorded
+from chatbench.corpus.cleaning.fluency import NGramModel
+from chatbench.corpus.cleaning.language import languages
 from chatbench.corpus.document import Document
-from chatbench.corpus.fluency import NGramModel
-from chatbench.corpus.language import languages
-from chatbench.corpus.reading import read_path
-from chatbench.corpus.summary import show_corpus
+from chatbench.corpus.reports.describing import recorded
+from chatbench.corpus.reports.summary import show_corpus
+from chatbench.corpus.sources.blob import ReadOptions
+from chatbench.corpus.sources.reading import read_path
 from chatbench.settings import PreprocessSettings
 from conftest import sample_chats, sample_texts
 

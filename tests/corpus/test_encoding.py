@@ -11,11 +11,11 @@ from corpus.corpora import Row, all_kinds, build, exchange_row, facts_of, fates,
 
 from chatbench.conversation import Message
 from chatbench.corpus import plan
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Document
 from chatbench.corpus.encoding import item_of
-from chatbench.corpus.reading import read_path
 from chatbench.corpus.shards import TokenSplit
+from chatbench.corpus.sources.blob import ReadOptions
+from chatbench.corpus.sources.reading import read_path
 from chatbench.text.rendering import Item
 from chatbench.text.template import render, render_texts
 from chatbench.text.tokenizer import Tokenizer

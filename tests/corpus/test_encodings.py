@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatbench.corpus.blob import Blob
 from chatbench.corpus.document import Failure
-from chatbench.corpus.encodings import Detected, Line, check_encoding, detect, lines, sample
-from chatbench.corpus.plausibility import cost
+from chatbench.corpus.sources.blob import Blob
+from chatbench.corpus.sources.encodings import Detected, Line, check_encoding, detect, lines, sample
+from chatbench.corpus.sources.plausibility import cost
 from chatbench.errors import UsageError
 from conftest import SHARED_DATA
 

@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatbench.conversation import exchange
-from chatbench.corpus.document import Document, Dropped
-from chatbench.corpus.fluency import (
+from chatbench.corpus.cleaning.fluency import (
     NGramModel,
     Punkt,
     _flat,
@@ -30,6 +29,7 @@ from chatbench.corpus.fluency import (
     split_sentences,
     stage,
 )
+from chatbench.corpus.document import Document, Dropped
 from chatbench.errors import IntegrityError
 from conftest import CHINESE, ENGLISH, SHARED_DATA, sample_texts
 
@@ -95,7 +95,7 @@ def test_parameters_survive_json_and_hash_seeds(punkt: Punkt) -> None:
         with pytest.raises(IntegrityError, match="damaged"):
             Punkt.from_json(damaged)
     code = (
-        "import hashlib, sys\nfrom chatbench.corpus.fluency import *\n"
+        "import hashlib, sys\nfrom chatbench.corpus.cleaning.fluency import *\n"
         "texts = sys.stdin.buffer.read().decode().split('|')\n"
         "found = Punkt.train(texts).to_json() + NGramModel.train(texts).to_bytes()\n"
         "found += repr(collocations(texts)).encode()\n"

@@ -21,12 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatbench.conversation import Message
-from chatbench.corpus.blob import Blob, ReadOptions
 from chatbench.corpus.document import Document, Failure, Record
 from chatbench.corpus.formats import FORMATS, names, read_blob, sniff, split_passages
 from chatbench.corpus.formats.json_elements import elements
+from chatbench.corpus.formats.rows import parse_row
 from chatbench.corpus.formats.webpage import readable
-from chatbench.corpus.rows import parse_row
+from chatbench.corpus.sources.blob import Blob, ReadOptions
 from chatbench.errors import UsageError
 from conftest import SHARED_DATA
 

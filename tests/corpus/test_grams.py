@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from chatbench.corpus import grams
-from chatbench.corpus.grams import GramSet, mix, ngrams, shingles, spell, words
+from chatbench.corpus.cleaning import grams
+from chatbench.corpus.cleaning.grams import GramSet, mix, ngrams, shingles, spell, words
 from conftest import CHINESE, ENGLISH, SHARED_DATA, sample_texts
 
 TEXTS = st.text(
@@ -116,7 +116,7 @@ def test_neither_blocks_nor_batches_change_anything(
 
 def test_hashes_are_the_same_in_every_process() -> None:
     code = (
-        "from chatbench.corpus.grams import *;"
+        "from chatbench.corpus.cleaning.grams import *;"
         f"print(ngrams(words([{ENGLISH!r}, {CHINESE!r}]), 2).hashes.tolist())"
     )
     outputs = {

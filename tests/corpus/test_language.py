@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatbench.conversation import exchange
-from chatbench.corpus import language
+from chatbench.corpus.cleaning import language
+from chatbench.corpus.cleaning.language import CODES, keep, languages
 from chatbench.corpus.document import Document, Dropped
-from chatbench.corpus.language import CODES, keep, languages
 from chatbench.errors import UsageError
 from conftest import CHINESE, ENGLISH, SHARED_DATA
 

@@ -22,8 +22,9 @@ from corpus.corpora import (
     written,
 )
 
-from chatbench.corpus import contamination, plan
-from chatbench.corpus.grams import spell
+from chatbench.corpus import plan
+from chatbench.corpus.cleaning import contamination
+from chatbench.corpus.cleaning.grams import spell
 from chatbench.errors import DataError, ExitCode
 from conftest import write_jsonl
 

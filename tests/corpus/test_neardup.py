@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chatbench.corpus import neardup
-from chatbench.corpus.grams import shingles, spell, words
-from chatbench.corpus.neardup import (
+from chatbench.corpus.cleaning import neardup
+from chatbench.corpus.cleaning.grams import shingles, spell, words
+from chatbench.corpus.cleaning.neardup import (
     PERMUTATIONS,
     RECALL,
     bands_for,

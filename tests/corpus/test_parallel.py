@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from chatbench.corpus import parts, plan
-from chatbench.corpus.blob import ReadOptions
+from chatbench.corpus import plan
 from chatbench.corpus.build import preprocess
 from chatbench.corpus.crew import Crew
-from chatbench.corpus.inputs import find_inputs
-from chatbench.corpus.parts import plan_parts
-from chatbench.corpus.reading import read_slice
+from chatbench.corpus.sources import parts
+from chatbench.corpus.sources.blob import ReadOptions
+from chatbench.corpus.sources.inputs import find_inputs
+from chatbench.corpus.sources.parts import plan_parts
+from chatbench.corpus.sources.reading import read_slice
 from chatbench.errors import IntegrityError
 from chatbench.settings import PreprocessSettings
 from conftest import sample_chats, sample_texts, write_jsonl

@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatbench.conversation import Message
+from chatbench.corpus.cleaning.pii import Found, find, finder, phones, scrub
+from chatbench.corpus.cleaning.pii.finder import _RANK, _settled, masked
+from chatbench.corpus.cleaning.pii.found import digit_runs, narrowed, require_checks
+from chatbench.corpus.cleaning.pii.network import ipv6
+from chatbench.corpus.cleaning.pii.numbers import _LENGTHS
+from chatbench.corpus.cleaning.pii.secrets import _SIGNED, _signed
 from chatbench.corpus.document import Document
-from chatbench.corpus.pii import Found, find, finder, phones, scrub
-from chatbench.corpus.pii.finder import _RANK, _settled, masked
-from chatbench.corpus.pii.found import digit_runs, narrowed, require_checks
-from chatbench.corpus.pii.network import ipv6
-from chatbench.corpus.pii.numbers import _LENGTHS
-from chatbench.corpus.pii.secrets import _SIGNED, _signed
 from chatbench.errors import UsageError
 from conftest import SHARED_DATA
 
@@ -215,7 +215,9 @@ def test_any_text_is_masked_once_and_in_order(text: str) -> None:
 
 def test_finds_do_not_depend_on_the_hash_seed() -> None:
     text = "\n".join(sample.text for sample in samples("zh", 30, Random(5)))
-    code = "import sys; from chatbench.corpus.pii import find; print(find(sys.stdin.read()))"
+    code = (
+        "import sys; from chatbench.corpus.cleaning.pii import find; print(find(sys.stdin.read()))"
+    )
     told = {
         subprocess.run(
             [sys.executable, "-X", "utf8", "-c", code], input=text, capture_output=True,
@@ -352,7 +354,7 @@ HOSTILE = ("1", "a@", "1-1-1-", ":", "://", "password=", "sk-", "＠", "(at)", "
 def test_hostile_text_takes_linear_time() -> None:
     # Half a megabyte of each takes seconds; anything quadratic would take hours.
     code = (
-        "from chatbench.corpus.pii import find\n"
+        "from chatbench.corpus.cleaning.pii import find\n"
         f"for unit in {HOSTILE!r}:\n"
         "    find((unit * (1 << 19))[: 1 << 19])\n"
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from chatbench.conversation import Message
 from chatbench.corpus.document import Document
-from chatbench.corpus.preview import LEARNED, READ, draw, example, pieces, show
+from chatbench.corpus.reports.preview import LEARNED, READ, draw, example, pieces, show
 from chatbench.text.template import Rendered, render, render_texts
 from chatbench.text.tokenizer import Tokenizer, train_tokenizer
 

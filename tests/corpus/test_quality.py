@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from chatbench.conversation import exchange
-from chatbench.corpus import grams
+from chatbench.corpus.cleaning import grams
+from chatbench.corpus.cleaning.language import languages
+from chatbench.corpus.cleaning.quality import RULES, broken_rules, measures, quality
 from chatbench.corpus.document import Document, Dropped
-from chatbench.corpus.language import languages
-from chatbench.corpus.quality import RULES, broken_rules, measures, quality
 from conftest import SHARED_DATA
 
 PROSE = (

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from chatbench.corpus import parts
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Document, Dropped
-from chatbench.corpus.inputs import find_inputs
-from chatbench.corpus.parts import plan_parts
-from chatbench.corpus.reading import dropped_row, read_slice
+from chatbench.corpus.sources import parts
+from chatbench.corpus.sources.blob import ReadOptions
+from chatbench.corpus.sources.inputs import find_inputs
+from chatbench.corpus.sources.parts import plan_parts
+from chatbench.corpus.sources.reading import dropped_row, read_slice
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])

@@ -14,8 +14,8 @@ import pytest
 
 from chatbench.corpus.build import preprocess
 from chatbench.corpus.document import Failure
-from chatbench.corpus.encodings import detect, lines
 from chatbench.corpus.ledger import Account
+from chatbench.corpus.sources.encodings import detect, lines
 from chatbench.settings import PreprocessSettings
 from chatbench.storage import read_manifest
 from conftest import SHARED_DATA

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chatbench.conversation import Message, exchange
-from chatbench.corpus import repair as repairs
+from chatbench.corpus.cleaning import repair as repairs
+from chatbench.corpus.cleaning.repair import mended, ready, repair
 from chatbench.corpus.document import Document
-from chatbench.corpus.repair import mended, ready, repair
 from chatbench.errors import UsageError
 from conftest import CHINESE, ENGLISH, SHARED_DATA, sample_texts
 

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatbench.corpus import charts
-from chatbench.corpus.charts import Stream, count, cut, flow, histogram, share, width
-from chatbench.corpus.facts import (
+from chatbench.corpus.reports import charts
+from chatbench.corpus.reports.charts import Stream, count, cut, flow, histogram, share, width
+from chatbench.corpus.reports.facts import (
     ClusterFacts,
     ContaminationFacts,
     CutWord,
@@ -36,8 +36,8 @@ from chatbench.corpus.facts import (
     facts_of,
     summarise_lengths,
 )
-from chatbench.corpus.page import NARROW, WIDE
-from chatbench.corpus.report import CorpusFacts, render, write_report
+from chatbench.corpus.reports.page import NARROW, WIDE
+from chatbench.corpus.reports.report import CorpusFacts, render, write_report
 from chatbench.errors import IntegrityError
 
 HOSTILE = [
@@ -292,8 +292,9 @@ def test_the_page_is_the_same_in_another_process(tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", full())
     (tmp_path / "facts.json").write_bytes(msgspec.json.encode(full()))
     code = (
-        "import sys\nfrom pathlib import Path\nfrom chatbench.corpus.facts import facts_of\n"
-        "from chatbench.corpus.report import write_report\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from chatbench.corpus.reports.facts import facts_of\n"
+        "from chatbench.corpus.reports.report import write_report\n"
         "folder = Path(sys.argv[1])\nwrite_report(folder / 'again.html', facts_of(folder, {}))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "77", "LC_ALL": "C", "TZ": "Asia/Shanghai"}

@@ -11,8 +11,8 @@ import pytest
 
 from chatbench.conversation import Message
 from chatbench.corpus.document import Document, Failure
-from chatbench.corpus.rows import has_shape, parse_map, parse_row, to_document
-from chatbench.corpus.turns import read_turns
+from chatbench.corpus.formats.rows import has_shape, parse_map, parse_row, to_document
+from chatbench.corpus.formats.turns import read_turns
 from chatbench.errors import UsageError
 
 ASK, TOLD = Message("user", "有茶吗？"), Message("assistant", "有的。")

@@ -20,9 +20,8 @@ import numpy as np
 import pytest
 
 from chatbench.conversation import exchange
-from chatbench.corpus import screening
-from chatbench.corpus.document import Document, Dropped, Failure
-from chatbench.corpus.screen_training import (
+from chatbench.corpus.cleaning import screening
+from chatbench.corpus.cleaning.screen_training import (
     Label,
     _examples,
     _spread,
@@ -31,7 +30,8 @@ from chatbench.corpus.screen_training import (
     leaning_words,
     train_on,
 )
-from chatbench.corpus.screening import train
+from chatbench.corpus.cleaning.screening import train
+from chatbench.corpus.document import Document, Dropped, Failure
 from chatbench.errors import DataError, IntegrityError, UsageError
 from chatbench.text.screen import Screen, open_screen
 from conftest import SHARED_DATA
@@ -125,7 +125,7 @@ def test_the_same_rows_in_any_order_give_the_same_bytes(rng: random.Random, tmp_
 
 def test_training_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib\nfrom chatbench.corpus.screen_training import train_on\n"
+        "import sys, pathlib\nfrom chatbench.corpus.cleaning.screen_training import train_on\n"
         "rows = [(f'tea {n} ' + ('大笨蛋 muppet' if n % 2 else '茶 fine'),"
         " ('rude', 'spam')[n % 4 // 2] if n % 2 else False) for n in range(80)]\n"
         "train_on(rows)[0].save(pathlib.Path(sys.argv[1]))"

@@ -22,11 +22,12 @@ from corpus.corpora import (
 )
 
 from chatbench.conversation import Message, exchange, parse_messages
-from chatbench.corpus import parts, plan
+from chatbench.corpus import plan
+from chatbench.corpus.cleaning.screen_training import train_on
+from chatbench.corpus.cleaning.stages import drop_empty, make_stages, tag_value, tagged
 from chatbench.corpus.document import Document, Dropped
-from chatbench.corpus.reading import tag_columns
-from chatbench.corpus.screen_training import train_on
-from chatbench.corpus.stages import drop_empty, make_stages, tag_value, tagged
+from chatbench.corpus.sources import parts
+from chatbench.corpus.sources.reading import tag_columns
 from chatbench.settings import PreprocessSettings
 from chatbench.text.template import render, render_texts
 from conftest import sample_chats, sample_texts, write_jsonl

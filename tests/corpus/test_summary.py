@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chatbench.corpus.charts import width
-from chatbench.corpus.facts import (
+from chatbench.corpus.reports.charts import width
+from chatbench.corpus.reports.facts import (
     ContaminationFacts,
     CorpusFacts,
     DuplicateFacts,
@@ -24,8 +24,8 @@ from chatbench.corpus.facts import (
     SplitFacts,
     TokenizerFacts,
 )
+from chatbench.corpus.reports.summary import aligned, corpus_lines, show_corpus
 from chatbench.corpus.shards import KIND
-from chatbench.corpus.summary import aligned, corpus_lines, show_corpus
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.storage import new_folder, write_json
 

@@ -10,10 +10,10 @@ import pytest
 from corpus.corpora import Row, all_kinds, build, fates, numbered
 
 from chatbench.corpus import plan
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Document
-from chatbench.corpus.reading import read_path
 from chatbench.corpus.shards import Corpus
+from chatbench.corpus.sources.blob import ReadOptions
+from chatbench.corpus.sources.reading import read_path
 from chatbench.corpus.vocabulary import check_tokenizer, open_given
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.settings import PreprocessSettings

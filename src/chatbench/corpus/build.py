@@ -25,18 +25,18 @@ from chatbench.corpus import comparing
 from chatbench.corpus import ledger as accounts
 from chatbench.corpus import plan as plans
 from chatbench.corpus.chunks import Entries, content_sizes, digests_of
+from chatbench.corpus.cleaning.stages import make_stages
 from chatbench.corpus.crew import Crew
-from chatbench.corpus.describing import describe, recorded
 from chatbench.corpus.encoding import HELD_OUT, BucketResult, item_of, rows_path, shard_path
-from chatbench.corpus.facts import FACTS
 from chatbench.corpus.fluent import sample_documents
-from chatbench.corpus.inputs import Input, find_inputs
 from chatbench.corpus.ledger import Ledger
-from chatbench.corpus.parts import PART_BYTES, Slice, plan_parts
-from chatbench.corpus.reading import PartReader, PartResult, read_options
+from chatbench.corpus.reports.describing import describe, recorded
+from chatbench.corpus.reports.facts import FACTS
 from chatbench.corpus.shards import KIND
+from chatbench.corpus.sources.inputs import Input, find_inputs
+from chatbench.corpus.sources.parts import PART_BYTES, Slice, plan_parts
+from chatbench.corpus.sources.reading import PartReader, PartResult, read_options
 from chatbench.corpus.split import SPLITS
-from chatbench.corpus.stages import make_stages
 from chatbench.corpus.vocabulary import check_tokenizer, corpus_tokenizer
 from chatbench.errors import DataError, UsageError
 from chatbench.settings import PreprocessSettings
@@ -277,12 +277,12 @@ class Build:
         return total.hexdigest()
 
     def _write_report(self, facts: Any) -> None:
-        from chatbench.corpus.report import write_report
+        from chatbench.corpus.reports.report import write_report
 
         write_report(self.folder / "report.html", facts)
 
     def _show_examples(self, job: plans.Job, tokenizer: Tokenizer) -> None:
-        from chatbench.corpus.preview import show
+        from chatbench.corpus.reports.preview import show
 
         documents = sample_documents(self.work, job, 1 << 30, self.settings.show)
         arrays = render_arrays(tokenizer, [item_of(document) for document in documents])

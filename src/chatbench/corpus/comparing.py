@@ -20,7 +20,7 @@ from chatbench.corpus.chunks import (
 )
 from chatbench.corpus.crew import Crew
 from chatbench.corpus.plan import CLUMSY, DUPLICATE, NEAR_DUPLICATE, Job
-from chatbench.corpus.reading import excerpt
+from chatbench.corpus.sources.reading import excerpt
 from chatbench.corpus.split import assign_units
 from chatbench.settings import PreprocessSettings
 
@@ -81,7 +81,7 @@ def _clusters(
     """Marks near-duplicates; the cluster of each of the `alone` documents, if asked for."""
     if (settings.dedup != "near" and settings.split_by != "cluster") or not len(alone):
         return None
-    from chatbench.corpus.neardup import PERMUTATIONS, find_clusters
+    from chatbench.corpus.cleaning.neardup import PERMUTATIONS, find_clusters
 
     signatures = map_signatures(work, job.chunks, PERMUTATIONS)
     found = find_clusters(signatures, settings.near_threshold, order[alone], _MARGIN)

@@ -14,13 +14,13 @@ import msgspec
 import numpy as np
 
 from chatbench.conversation import Message
+from chatbench.corpus.cleaning.language import languages
+from chatbench.corpus.cleaning.stages import tag_value
 from chatbench.corpus.document import Document, Dropped
-from chatbench.corpus.language import languages
 from chatbench.corpus.plan import REASONS, Bucket, read_job
-from chatbench.corpus.reading import SHOWN_PER_REASON, dropped_row, excerpt, tag_columns
 from chatbench.corpus.shards import ShardWriter
+from chatbench.corpus.sources.reading import SHOWN_PER_REASON, dropped_row, excerpt, tag_columns
 from chatbench.corpus.split import SPLITS
-from chatbench.corpus.stages import tag_value
 from chatbench.text.rendering import Item, RenderedArrays, render_arrays
 from chatbench.text.tokenizer import Tokenizer, open_tokenizer
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from chatbench.corpus.chunks import Entries
+from chatbench.corpus.cleaning.fluency import LEAST_BYTES, NGramModel, percentile_threshold
 from chatbench.corpus.crew import Crew
 from chatbench.corpus.document import Document
-from chatbench.corpus.fluency import LEAST_BYTES, NGramModel, percentile_threshold
 from chatbench.corpus.plan import Bucket, Job, read_job
 
 _MODEL = "fluency.model"

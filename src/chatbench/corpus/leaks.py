@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from chatbench import console
 from chatbench.corpus.chunks import Entries
-from chatbench.corpus.contamination import HELD_OUT, HeldOutGrams, tested_text
+from chatbench.corpus.cleaning.contamination import HELD_OUT, HeldOutGrams, tested_text
 from chatbench.corpus.crew import Crew
 from chatbench.corpus.plan import SHARED, Bucket, Job, read_job
 from chatbench.errors import DataError

@@ -12,9 +12,9 @@ import numpy as np
 from chatbench import console
 from chatbench.corpus.chunks import Entries
 from chatbench.corpus.document import Failure
-from chatbench.corpus.inputs import Input
 from chatbench.corpus.plan import REASONS
-from chatbench.corpus.reading import SHOWN_PER_REASON, PartResult
+from chatbench.corpus.sources.inputs import Input
+from chatbench.corpus.sources.reading import SHOWN_PER_REASON, PartResult
 
 
 class Account(msgspec.Struct):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from chatbench.corpus.grams import Hashes, Offsets, mix
-from chatbench.corpus.neardup import find_roots, unite
+from chatbench.corpus.cleaning.grams import Hashes, Offsets, mix
+from chatbench.corpus.cleaning.neardup import find_roots, unite
 
 SPLITS = ("train", "val", "test")
 _TRAIN, _VAL, _TEST = range(3)

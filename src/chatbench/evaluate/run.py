@@ -10,11 +10,11 @@ import msgspec
 
 from chatbench import console
 from chatbench.conversation import as_json, parse_messages
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Document, Failure
-from chatbench.corpus.inputs import find_inputs
-from chatbench.corpus.reading import read_path
 from chatbench.corpus.shards import open_corpus
+from chatbench.corpus.sources.blob import ReadOptions
+from chatbench.corpus.sources.inputs import find_inputs
+from chatbench.corpus.sources.reading import read_path
 from chatbench.errors import DataError, IntegrityError
 from chatbench.evaluate.tasks import (
     Question,

@@ -2,7 +2,7 @@
 
 A text is judged by which character 1- to 4-grams, words and word pairs stand in it, hashed into
 2**bits buckets (feature hashing, Weinberger et al. 2009), by logistic regression. What counts is
-that an n-gram is there, not how often. `chatbench.corpus.screening` trains one.
+that an n-gram is there, not how often. `chatbench.corpus.cleaning.screening` trains one.
 """
 
 from __future__ import annotations

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from chatbench.corpus.blob import Blob, ReadOptions
 from chatbench.corpus.document import Failure, Record
-from chatbench.corpus.encodings import check_encoding, detect, sample
 from chatbench.corpus.formats import (
     chatlogs,
     columnar,
@@ -23,6 +21,7 @@ from chatbench.corpus.formats import (
     tokens,
     webpage,
 )
+from chatbench.corpus.formats.rows import PARTS, parse_map, parse_row, to_document
 from chatbench.corpus.formats.source import (
     HEAD_BYTES,
     Format,
@@ -33,7 +32,8 @@ from chatbench.corpus.formats.source import (
     is_utf_8,
     package,
 )
-from chatbench.corpus.rows import PARTS, parse_map, parse_row, to_document
+from chatbench.corpus.sources.blob import Blob, ReadOptions
+from chatbench.corpus.sources.encodings import check_encoding, detect, sample
 from chatbench.errors import UsageError
 
 __all__ = ["FORMATS", "PARTS", "names", "parse_map", "parse_row", "read_blob", "sniff",

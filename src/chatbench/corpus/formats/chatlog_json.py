@@ -14,8 +14,8 @@ from chatbench.corpus.document import Failure
 from chatbench.corpus.formats.chatlog_lines import Said
 from chatbench.corpus.formats.chatlog_times import SECONDS_A_DAY, iso_day, iso_seconds
 from chatbench.corpus.formats.json_elements import Element, elements
+from chatbench.corpus.formats.rows import shown
 from chatbench.corpus.formats.source import Source
-from chatbench.corpus.rows import shown
 
 _BAD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _WHITE = b" \t\r\n"

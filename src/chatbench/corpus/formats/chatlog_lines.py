@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from chatbench.corpus.document import Failure
-from chatbench.corpus.encodings import Line
 from chatbench.corpus.formats.chatlog_dialects import (
     ALL_MARKS,
     APP_MARK,
@@ -19,6 +18,7 @@ from chatbench.corpus.formats.chatlog_dialects import (
     Header,
 )
 from chatbench.corpus.formats.chatlog_times import SECONDS_A_DAY, DateOrder, date_order, day_of
+from chatbench.corpus.sources.encodings import Line
 
 _SLACK_BACK = 3600
 _ENOUGH = 3

@@ -14,15 +14,15 @@ from itertools import chain, islice
 
 from chatbench.console import visible
 from chatbench.conversation import Message, Role
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Document, Failure, Record
-from chatbench.corpus.encodings import Line
 from chatbench.corpus.formats import chatlog_json, chatlog_lines
 from chatbench.corpus.formats.chatlog_dialects import Dialect
 from chatbench.corpus.formats.chatlog_json import Kind
 from chatbench.corpus.formats.chatlog_lines import Said
 from chatbench.corpus.formats.chatlog_times import DateOrder
 from chatbench.corpus.formats.source import HEAD_BYTES, Source
+from chatbench.corpus.sources.blob import ReadOptions
+from chatbench.corpus.sources.encodings import Line
 
 GAP_SECONDS = 3 * 3600
 _NAME = "chatlog"

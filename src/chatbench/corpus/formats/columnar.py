@@ -10,10 +10,10 @@ from typing import IO, Any
 
 import msgspec
 
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Failure, Record
 from chatbench.corpus.formats.jsonfile import row_records
 from chatbench.corpus.formats.source import Source, package
+from chatbench.corpus.sources.blob import ReadOptions
 
 _BATCH_ROWS = 512
 _PARQUET, _ARROW, _STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"

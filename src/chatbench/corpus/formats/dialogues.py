@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 from chatbench.conversation import Message
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Document, Failure, Record
 from chatbench.corpus.formats.source import MAX_TEXT_BYTES, Source, package
-from chatbench.corpus.turns import role_of
+from chatbench.corpus.formats.turns import role_of
+from chatbench.corpus.sources.blob import ReadOptions
 
 _TURN_END = "__eou__"
 _START, _END = "<|im_start|>", "<|im_end|>"

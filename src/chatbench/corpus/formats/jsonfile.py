@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Failure, Record
 from chatbench.corpus.formats.json_elements import Element, elements
+from chatbench.corpus.formats.rows import has_shape, parse_row, row_record, shown
 from chatbench.corpus.formats.source import Source
-from chatbench.corpus.rows import has_shape, parse_row, row_record, shown
+from chatbench.corpus.sources.blob import ReadOptions
 
 _WHITE = b" \t\r\n"
 _LIST_OF_OBJECTS = re.compile(rb'"([^"\\\n]*)"\s*:\s*\[\s*\{')

@@ -8,10 +8,10 @@ from itertools import chain
 
 import msgspec
 
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Failure, Record
+from chatbench.corpus.formats.rows import parse_row, row_record, to_document
 from chatbench.corpus.formats.source import Source
-from chatbench.corpus.rows import parse_row, row_record, to_document
+from chatbench.corpus.sources.blob import ReadOptions
 
 _VOTES = 20
 _OBJECT = re.compile(r'\{\s*(?:"|\}|$)')

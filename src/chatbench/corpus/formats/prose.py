@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from chatbench.corpus.cleaning.fluency import Punkt, split_sentences
 from chatbench.corpus.document import Document, Failure, Record
-from chatbench.corpus.fluency import Punkt, split_sentences
 from chatbench.corpus.formats.source import Source
 
 _FRONT_MATTER_LINES = 200

@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chatbench.corpus.blob import Blob, ReadOptions
 from chatbench.corpus.document import Failure, Record
-from chatbench.corpus.encodings import Line, lines
+from chatbench.corpus.sources.blob import Blob, ReadOptions
+from chatbench.corpus.sources.encodings import Line, lines
 from chatbench.errors import UsageError
 
 BLOCK_BYTES = 1 << 20

@@ -8,10 +8,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Failure, Record
+from chatbench.corpus.formats.rows import has_shape, row_record
 from chatbench.corpus.formats.source import Source
-from chatbench.corpus.rows import has_shape, row_record
+from chatbench.corpus.sources.blob import ReadOptions
 
 _DELIMITERS = ("\t", ",", ";", "|")
 _QUOTES = ('"', "'", None)

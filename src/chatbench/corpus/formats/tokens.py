@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Failure, Record
 from chatbench.corpus.formats.prose import named, pack
 from chatbench.corpus.formats.source import BLOCK_BYTES, Source, package
+from chatbench.corpus.sources.blob import ReadOptions
 from chatbench.errors import UsageError
 
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")

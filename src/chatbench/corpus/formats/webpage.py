@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.document import Document, Failure, Record
 from chatbench.corpus.formats.prose import split_passages
 from chatbench.corpus.formats.source import Source
+from chatbench.corpus.sources.blob import ReadOptions
 
 _START = re.compile(
     r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b",

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from chatbench.corpus.blob import ReadOptions
 from chatbench.corpus.formats import sniff
-from chatbench.corpus.inputs import Input
+from chatbench.corpus.sources.blob import ReadOptions
+from chatbench.corpus.sources.inputs import Input
 
 PART_BYTES = 1 << 24
 PART_FILES = 2000

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chatbench.corpus.grams import Grams, Hashes, Offsets, mix, shingles, words
+from chatbench.corpus.cleaning.grams import Grams, Hashes, Offsets, mix, shingles, words
 
 GRAM_WORDS = 5
 PERMUTATIONS = 112

@@ -22,8 +22,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from chatbench.corpus.blob import Blob, ReadOptions
-from chatbench.corpus.compression import (
+from chatbench.corpus.document import Failure
+from chatbench.corpus.sources.blob import Blob, ReadOptions
+from chatbench.corpus.sources.compression import (
     BUFFER_BYTES,
     Budget,
     DamagedInput,
@@ -32,9 +33,8 @@ from chatbench.corpus.compression import (
     Stream,
     kind_of,
 )
-from chatbench.corpus.document import Failure
-from chatbench.corpus.encodings import detect
-from chatbench.corpus.inputs import Input, find_inputs, written
+from chatbench.corpus.sources.encodings import detect
+from chatbench.corpus.sources.inputs import Input, find_inputs, written
 
 __all__ = ["DamagedInput", "Input", "find_inputs", "open_blobs", "written"]
 

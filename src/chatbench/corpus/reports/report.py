@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from chatbench.console import format_count
-from chatbench.corpus.charts import Stream, count, cut, flow, histogram, share
-from chatbench.corpus.facts import CorpusFacts, FertilityFacts
-from chatbench.corpus.page import (
+from chatbench.corpus.reports.charts import Stream, count, cut, flow, histogram, share
+from chatbench.corpus.reports.facts import CorpusFacts, FertilityFacts
+from chatbench.corpus.reports.page import (
     ROWS_IN_VIEW,
     Figure,
     Html,
@@ -26,7 +26,7 @@ from chatbench.corpus.page import (
     table,
     tiles,
 )
-from chatbench.corpus.wording import language_name, reason_meaning
+from chatbench.corpus.reports.wording import language_name, reason_meaning
 from chatbench.storage import write_file
 
 __all__ = ["CorpusFacts", "render", "write_report"]

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from chatbench.corpus import grams
+from chatbench.corpus.cleaning import grams
+from chatbench.corpus.cleaning.language import languages
 from chatbench.corpus.document import Counts, Document, Dropped
-from chatbench.corpus.language import languages
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from chatbench.corpus import choices, shapes
 from chatbench.corpus.document import Document, Failure, Record
-from chatbench.corpus.shapes import EARLIER_TURN, Columns, Reader, Row
+from chatbench.corpus.formats import choices, shapes
+from chatbench.corpus.formats.shapes import EARLIER_TURN, Columns, Reader, Row
 from chatbench.errors import UsageError, did_you_mean
 
 PARTS = ("user", "assistant", "system", "text", "label", "messages", "prompt", "completion",

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from chatbench.corpus.cleaning.language import languages
 from chatbench.corpus.document import Counts, Document, Dropped, Stage
-from chatbench.corpus.language import languages
 from chatbench.errors import IntegrityError
 
 Ids = npt.NDArray[np.uint64]
@@ -127,7 +127,7 @@ def collocations(
     """The pairs of words, or for Chinese and Japanese the pairs and triples of characters, that
     stand together far more often than by chance (likelihood ratio, Dunning 1993), best first.
 
-    `language` is a code of chatbench.corpus.language; by default most texts decide.
+    `language` is a code of chatbench.corpus.cleaning.language; by default most texts decide.
     """
     some = sample(texts, _PHRASE_CHARS)
     if language is None:

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
+from chatbench.corpus.cleaning.pii.found import Found, digit_runs, narrowed, require_checks
+from chatbench.corpus.cleaning.pii.network import emails, ipv4, ipv6
+from chatbench.corpus.cleaning.pii.numbers import cards, ibans, resident_ids
+from chatbench.corpus.cleaning.pii.phones import phones
+from chatbench.corpus.cleaning.pii.secrets import secrets
 from chatbench.corpus.document import Counts, Document, Dropped, Stage
-from chatbench.corpus.pii.found import Found, digit_runs, narrowed, require_checks
-from chatbench.corpus.pii.network import emails, ipv4, ipv6
-from chatbench.corpus.pii.numbers import cards, ibans, resident_ids
-from chatbench.corpus.pii.phones import phones
-from chatbench.corpus.pii.secrets import secrets
 
 PLACEHOLDERS = {
     "key": "[KEY]", "email": "[EMAIL]", "iban": "[IBAN]", "resident id": "[ID_NUMBER]",

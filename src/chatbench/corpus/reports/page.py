@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from chatbench.corpus.charts import bar, count, cut, escape, share
+from chatbench.corpus.reports.charts import bar, count, cut, escape, share
 
 ROWS_IN_VIEW = 12
 WIDE, NARROW = 920, 340  # px, the two drawings of a chart

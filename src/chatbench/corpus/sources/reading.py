@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import msgspec
 
-from chatbench.corpus.blob import Blob, ReadOptions
 from chatbench.corpus.chunks import ChunkWriter, content_sizes
-from chatbench.corpus.containers import DamagedInput, open_blobs
+from chatbench.corpus.cleaning.stages import make_stages, tagged
 from chatbench.corpus.document import Document, Dropped, Failure, Record
 from chatbench.corpus.formats import parse_map, read_blob, sniff
-from chatbench.corpus.parts import Slice
-from chatbench.corpus.stages import make_stages, tagged
+from chatbench.corpus.sources.blob import Blob, ReadOptions
+from chatbench.corpus.sources.containers import DamagedInput, open_blobs
+from chatbench.corpus.sources.parts import Slice
 from chatbench.errors import IntegrityError
 from chatbench.settings import PreprocessSettings
 from chatbench.storage import hash_file
@@ -229,7 +229,7 @@ class PartReader:
         digests = [document.digest() for document in documents]
         signatures = None
         if self._signed:
-            from chatbench.corpus.neardup import signatures as sign
+            from chatbench.corpus.cleaning.neardup import signatures as sign
 
             signatures = sign([document.joined() for document in documents])
         if self._tags:
@@ -262,7 +262,7 @@ class PartReader:
         if self._settings.pii != "mask":
             return value
         if isinstance(value, str):
-            from chatbench.corpus.pii.finder import masked
+            from chatbench.corpus.cleaning.pii.finder import masked
 
             return masked(value)[0]
         if isinstance(value, list):

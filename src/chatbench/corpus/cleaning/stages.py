@@ -21,33 +21,33 @@ def make_stages(
     """
     stages: list[tuple[str, Stage]] = []
     if settings.repair:
-        from chatbench.corpus.repair import ready, repair
+        from chatbench.corpus.cleaning.repair import ready, repair
 
         ready()
         stages.append(("repair", repair))
     stages.append(("empty", drop_empty))
     if settings.lang:
-        from chatbench.corpus.language import keep
+        from chatbench.corpus.cleaning.language import keep
 
         stages.append(("language", keep(_words(settings.lang))))
     if settings.quality:
-        from chatbench.corpus.quality import quality
+        from chatbench.corpus.cleaning.quality import quality
 
         stages.append(("quality", quality))
     if settings.block:
-        from chatbench.corpus.blocklist import block
+        from chatbench.corpus.cleaning.blocklist import block
 
         stages.append(("block", block(settings.block, said)))
     if settings.screen is not None:
-        from chatbench.corpus.screening import screen
+        from chatbench.corpus.cleaning.screening import screen
 
         stages.append(("screen", screen(settings.screen)))
     if settings.against:
-        from chatbench.corpus.contamination import against
+        from chatbench.corpus.cleaning.contamination import against
 
         stages.append(("against", against(settings.against, said)))
     if settings.pii != "off":
-        from chatbench.corpus.pii import scrub
+        from chatbench.corpus.cleaning.pii import scrub
 
         stages.append(("pii", scrub(settings.pii)))
     return stages

@@ -6,7 +6,7 @@ postal addresses, birth dates, descriptions of people, passwords that are plain 
 that only their surroundings reveal. Masked text is not anonymous text.
 """
 
-from chatbench.corpus.pii.finder import find, scrub
-from chatbench.corpus.pii.found import Found
+from chatbench.corpus.cleaning.pii.finder import find, scrub
+from chatbench.corpus.cleaning.pii.found import Found
 
 __all__ = ["Found", "find", "scrub"]

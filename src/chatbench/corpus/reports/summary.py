@@ -9,11 +9,11 @@ from typing import Any
 
 from chatbench import console
 from chatbench.console import format_count
-from chatbench.corpus.charts import cut, one_line, width
-from chatbench.corpus.facts import CorpusFacts, facts_of
-from chatbench.corpus.page import ranked
+from chatbench.corpus.reports.charts import cut, one_line, width
+from chatbench.corpus.reports.facts import CorpusFacts, facts_of
+from chatbench.corpus.reports.page import ranked
+from chatbench.corpus.reports.wording import language_name
 from chatbench.corpus.shards import KIND
-from chatbench.corpus.wording import language_name
 from chatbench.errors import UsageError
 from chatbench.storage import pretty_json, read_manifest
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from chatbench.corpus.pii.found import Found, is_word
+from chatbench.corpus.cleaning.pii.found import Found, is_word
 
 _S = "[- \xa0－–‐]"
 _STARTS = re.compile(r"[(（]?[+＋]?[(（]?[0-9]+")

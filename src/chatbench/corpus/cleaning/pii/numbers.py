@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from functools import cache
 
-from chatbench.corpus.pii.found import Found, is_word
+from chatbench.corpus.cleaning.pii.found import Found, is_word
 
 _LEFT = r"(?<![0-9A-Za-z_])(?<![0-9][-.])(?<![A-Za-z]-)"
 _RIGHT = r"(?![0-9A-Za-z_])(?![-.][0-9])"

@@ -15,7 +15,7 @@ import msgspec
 
 from chatbench.conversation import Message
 from chatbench.corpus.document import Document
-from chatbench.corpus.turns import read_turns, with_system
+from chatbench.corpus.formats.turns import read_turns, with_system
 
 Row: TypeAlias = dict[str, Any]
 Columns: TypeAlias = dict[str, str]

@@ -10,10 +10,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from chatbench.corpus.cleaning.language import languages
 from chatbench.corpus.comparing import Compared
 from chatbench.corpus.document import Document
 from chatbench.corpus.encoding import BucketResult
-from chatbench.corpus.facts import (
+from chatbench.corpus.fluent import sample_documents
+from chatbench.corpus.ledger import Ledger
+from chatbench.corpus.plan import Job
+from chatbench.corpus.reports.facts import (
     ClusterFacts,
     ContaminationFacts,
     CorpusFacts,
@@ -28,12 +32,8 @@ from chatbench.corpus.facts import (
     TokenizerFacts,
     summarise_lengths,
 )
-from chatbench.corpus.fluent import sample_documents
-from chatbench.corpus.inputs import written
-from chatbench.corpus.language import languages
-from chatbench.corpus.ledger import Ledger
-from chatbench.corpus.plan import Job
 from chatbench.corpus.shards import TokenSplit
+from chatbench.corpus.sources.inputs import written
 from chatbench.corpus.split import SPLITS
 from chatbench.settings import PreprocessSettings
 from chatbench.text.tokenizer import Tokenizer
@@ -192,8 +192,8 @@ def _vocabulary_use(tokenizer: Tokenizer, folder: Path) -> float:
 
 def _profiled(facts: CorpusFacts, work: Path, job: Job) -> CorpusFacts:
     """Collocations, and the n-gram model that every language model should beat."""
-    from chatbench.corpus.fluency import NGramModel, collocations, sentences
-    from chatbench.corpus.fluency import sample as part_of
+    from chatbench.corpus.cleaning.fluency import NGramModel, collocations, sentences
+    from chatbench.corpus.cleaning.fluency import sample as part_of
 
     sample = sample_documents(work, job, _PROFILED_CHARACTERS)
     groups = by_language(sample)

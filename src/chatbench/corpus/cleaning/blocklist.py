@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from chatbench import console
+from chatbench.corpus.cleaning.grams import GramSet, ngrams, words
 from chatbench.corpus.document import Counts, Document, Dropped
-from chatbench.corpus.grams import GramSet, ngrams, words
 from chatbench.errors import DataError, EnvironmentFault, UsageError
 
 
@@ -109,7 +109,7 @@ def _load(files: tuple[tuple[str, int, int], ...]) -> Blocklist:
 
 def read_phrases(path: Path) -> list[str]:
     """The entries of a list file, stripped, in its order. Raises as `block` does."""
-    from chatbench.corpus.encodings import detect
+    from chatbench.corpus.sources.encodings import detect
 
     try:
         data = path.read_bytes()

@@ -16,9 +16,9 @@ from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
-from chatbench.corpus.blob import Blob
 from chatbench.corpus.document import Failure
-from chatbench.corpus.plausibility import (
+from chatbench.corpus.sources.blob import Blob
+from chatbench.corpus.sources.plausibility import (
     ASCII,
     CANDIDATES,
     MARKED,

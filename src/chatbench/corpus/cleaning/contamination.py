@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from chatbench import console
+from chatbench.corpus.cleaning.grams import GramSet, Hashes, Offsets, ngrams, spell, words
 from chatbench.corpus.document import Counts, Document, Dropped, Failure
-from chatbench.corpus.grams import GramSet, Hashes, Offsets, ngrams, spell, words
 from chatbench.errors import DataError
 
 GRAM_WORDS = 13
@@ -101,7 +101,7 @@ def against(paths: Sequence[str], said: Callable[[str], None] | None = None) -> 
     `said` gets a line for what could not be used; by default it is a notice on stderr. Raises
     UsageError for a path that does not exist, DataError when there is nothing to look for.
     """
-    from chatbench.corpus.containers import find_inputs
+    from chatbench.corpus.sources.containers import find_inputs
 
     inputs, refused = find_inputs(list(paths), None)
     say = console.notice if said is None else said
@@ -126,8 +126,8 @@ def against(paths: Sequence[str], said: Callable[[str], None] | None = None) -> 
 @lru_cache(maxsize=2)
 def _read_tests(files: tuple[tuple[str, int, int], ...]) -> tuple[Against, list[str]]:
     """Read once in a process, however many parts of the input it works on."""
-    from chatbench.corpus.blob import ReadOptions
-    from chatbench.corpus.reading import read_path
+    from chatbench.corpus.sources.blob import ReadOptions
+    from chatbench.corpus.sources.reading import read_path
 
     failed: list[str] = []
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatbench import console
+from chatbench.corpus.cleaning.screen_training import Evaluation, Label, train_on
 from chatbench.corpus.document import Counts, Document, Dropped, Failure, Record, Stage
-from chatbench.corpus.screen_training import Evaluation, Label, train_on
-from chatbench.corpus.shapes import label_text
+from chatbench.corpus.formats.shapes import label_text
 from chatbench.errors import UsageError
 from chatbench.storage import require_own
 from chatbench.text.screen import KIND, Screen, open_screen
@@ -62,9 +62,9 @@ def train(settings: ScreenSettings) -> Path:
 
 
 def _records(settings: ScreenSettings) -> Iterator[Record]:
-    from chatbench.corpus.blob import ReadOptions
-    from chatbench.corpus.reading import read_path
-    from chatbench.corpus.rows import parse_map
+    from chatbench.corpus.formats.rows import parse_map
+    from chatbench.corpus.sources.blob import ReadOptions
+    from chatbench.corpus.sources.reading import read_path
 
     path = Path(settings.data)
     if not path.is_file():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from chatbench.corpus.pii.found import Found, is_word, places
+from chatbench.corpus.cleaning.pii.found import Found, is_word, places
 
 _LATIN = "a-zA-ZÀ-ÖØ-öø-ɏ"
 _ACCENTED = "".join(chr(c) for c in range(0xC0, 0x250) if c not in (0xD7, 0xF7))

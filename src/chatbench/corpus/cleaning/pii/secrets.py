@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from chatbench.corpus.pii.found import Found, is_word, places
+from chatbench.corpus.cleaning.pii.found import Found, is_word, places
 
 # What stands first → the whole key, after the issuers' own documentation. Repeats are bounded, so
 # that each anchor costs a constant.

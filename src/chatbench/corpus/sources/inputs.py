@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from chatbench import console
-from chatbench.corpus.compression import zstandard_module
 from chatbench.corpus.document import Failure
+from chatbench.corpus.sources.compression import zstandard_module
 from chatbench.errors import DataError, UsageError, UserError
 from chatbench.storage import MANIFEST, read_manifest
 
