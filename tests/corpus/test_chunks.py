@@ -74,7 +74,7 @@ def test_all_documents_come_back_sorted_by_digest_then_by_reading_order(
     assert digests_of(entries) == b"".join(documents[n].digest() for n in expected)
     digests = [documents[n].digest() for n in expected]
     assert repeats(entries).tolist() == [n > 0 and digests[n] == digests[n - 1] for n in range(80)]
-    stored = np.concatenate(map_signatures(tmp_path, names, 3))
+    stored = np.concatenate([rows[:] for rows in map_signatures(tmp_path, names, 3)])
     np.testing.assert_array_equal(stored[order], signatures[expected])
 
 

@@ -26,7 +26,7 @@ from chatbench.corpus import ledger as accounts
 from chatbench.corpus import plan as plans
 from chatbench.corpus.chunks import Entries, content_sizes, digests_of
 from chatbench.corpus.cleaning.stages import make_stages
-from chatbench.corpus.crew import Crew
+from chatbench.corpus.crew import Crew, cores
 from chatbench.corpus.encoding import HELD_OUT, BucketResult, item_of, rows_path, shard_path
 from chatbench.corpus.fluent import sample_documents
 from chatbench.corpus.ledger import Ledger
@@ -57,7 +57,7 @@ def preprocess(settings: PreprocessSettings) -> Path:
     with (
         new_folder(out, KIND, info, replace=settings.overwrite) as folder,
         _work_folder(out) as work,
-        Crew(settings.workers or os.cpu_count() or 1) as crew,
+        Crew(settings.workers or cores()) as crew,
     ):
         Build(settings, folder, work, crew, info).run()
     return out
@@ -131,7 +131,6 @@ class Build:
         tokenizer.save(self.folder / "tokenizer")
         results = self._encode(job, tokenizer, ledger)
         accounts.show(ledger)
-        self._refuse_failures(ledger)
         self._assemble(job, results, ledger)
         facts = describe(
             self.settings, self.folder, self.work, job, ledger, compared, results, tokenizer
@@ -197,6 +196,7 @@ class Build:
         for number in range(len(parts)):
             ledger.add_part(results[number])
         accounts.show_verdicts(ledger)
+        self._refuse_failures(ledger)
         return [name for number in range(len(parts)) for name in results[number].chunks]
 
     def _match_key(self, inputs: Sequence[Input]) -> None:
@@ -229,6 +229,7 @@ class Build:
     def _refuse_failures(self, ledger: Ledger) -> None:
         failed = ledger.total().failed.total()
         if failed and self.settings.strict:
+            accounts.show(ledger)
             raise DataError(
                 f"{failed} records cannot be read, and --strict asks for all",
                 hint="mend them, or leave --strict out to go on without them",

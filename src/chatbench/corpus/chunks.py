@@ -154,13 +154,27 @@ def read_documents(folder: Path, chunks: Sequence[str], entries: Entries) -> Ite
         yield decode(memoryview(data)[offset - begin : offset - begin + length])
 
 
-def map_signatures(folder: Path, chunks: Sequence[str], width: int) -> list[npt.NDArray[np.uint32]]:
-    """The signatures of each chunk, (documents, width), mapped; row i of all belongs to the
-    unsorted entry i."""
-    return [
-        np.memmap(folder / f"{name}.signatures", np.uint32, "r").reshape(-1, width)
-        for name in chunks
-    ]
+class StoredRows:
+    """The signatures of one chunk, (documents, width), mapped only while rows are taken out: what
+    stays mapped counts as memory of the process."""
+
+    def __init__(self, path: Path, width: int) -> None:
+        self._path = path
+        self._width = width
+        self._length = path.stat().st_size // (4 * width)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[np.uint32]:
+        """The rows asked for, copied."""
+        shape = (self._length, self._width)
+        return np.array(np.memmap(self._path, np.uint32, "r", shape=shape)[rows])
+
+
+def map_signatures(folder: Path, chunks: Sequence[str], width: int) -> list[StoredRows]:
+    """The signatures of each chunk; row i of all belongs to the unsorted entry i."""
+    return [StoredRows(folder / f"{name}.signatures", width) for name in chunks]
 
 
 def content_sizes(folder: Path, chunks: Sequence[str]) -> list[int]:

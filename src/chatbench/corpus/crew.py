@@ -27,6 +27,13 @@ from chatbench.errors import EnvironmentFault, UserError
 _HEADER = 8
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Crew:
     """`size` workers, hired when the first task for more than one comes. A context manager."""
 

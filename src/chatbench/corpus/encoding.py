@@ -25,7 +25,7 @@ from chatbench.text.rendering import Item, RenderedArrays, render_arrays
 from chatbench.text.tokenizer import Tokenizer, open_tokenizer
 
 HELD_OUT = ("val", "test")
-_LANGUAGE_CHARACTERS = 1000
+_LANGUAGE_CHARACTERS = 500
 
 
 class SplitTally(msgspec.Struct):
@@ -36,12 +36,14 @@ class SplitTally(msgspec.Struct):
 
 
 class BucketResult(msgspec.Struct):
-    """What one bucket holds: by split, and counts of kept documents by aspect and value."""
+    """What one bucket holds: by split, and counts of kept documents by aspect and value; `seen` has
+    a bit for each entry of the vocabulary that occurs in its training documents."""
 
     splits: dict[str, SplitTally]
     counts: dict[str, dict[str, int]]
     characters: int
     examples: dict[str, list[str]]
+    seen: bytes
 
 
 def item_of(document: Document) -> Item:
@@ -93,6 +95,7 @@ class _BucketWriter:
         self._paths = {kind: rows_path(folder, kind, number) for kind in (*HELD_OUT, "dropped")}
         self._counts: dict[str, Counter[str]] = {}
         self._characters = 0
+        self._seen = np.zeros(tokenizer.vocab_size, bool)
         self._examples: dict[str, list[str]] = {}
         self._sums: dict[str, str | None] = {}
         self._stack = ExitStack()
@@ -115,7 +118,9 @@ class _BucketWriter:
                 continue
             wanted = render_arrays(self._tokenizer, [item_of(d) for d in mine])
             self._shards[split].add(wanted, self._other_endings(mine))
-            if split in HELD_OUT:
+            if split == "train":
+                self._seen[wanted.ids] = True
+            else:
                 for document in mine:
                     self._write(split, document.as_row())
 
@@ -163,4 +168,5 @@ class _BucketWriter:
             for split, w in self._shards.items()
         }
         counts = {aspect: dict(counter) for aspect, counter in self._counts.items()}
-        return BucketResult(splits, counts, self._characters, self._examples)
+        seen = np.packbits(self._seen).tobytes()
+        return BucketResult(splits, counts, self._characters, self._examples, seen)

@@ -20,7 +20,7 @@ from chatbench.corpus.document import Document
 from chatbench.corpus.split import SPLITS
 from chatbench.settings import PreprocessSettings
 
-BUCKET_BYTES = 1 << 24
+BUCKET_BYTES = 1 << 23
 _PLAN = "plan.npy"
 _JOB = "job.json"
 _READ_AT_ONCE = 512

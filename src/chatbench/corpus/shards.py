@@ -158,10 +158,6 @@ class TokenSplit:
     def tokens(self) -> int:
         return int(self.lengths.sum())
 
-    def shard_ids(self) -> list[Ids]:
-        """The ids of each shard file, [tokens], mapped."""
-        return [shard.ids for shard in self._shards]
-
     def ids(self, number: int) -> Ids:
         """Token ids of one document, [length]."""
         shard, local = self._locate(number)

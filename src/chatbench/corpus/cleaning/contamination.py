@@ -21,7 +21,7 @@ from chatbench.errors import DataError
 
 GRAM_WORDS = 13
 SHORTEST = 8
-LIMIT = 4_000_000
+LIMIT = 1_000_000
 HELD_OUT = ("val", "test")
 _BATCH_CHARACTERS = 1 << 18
 Flags = npt.NDArray[np.bool_]
@@ -239,8 +239,7 @@ class HeldOutGrams:
         self._waiting.append((hashes[below], marks[below]))
         self._waits += int(below.sum())
         self._set = None
-        # Sorting only when as much again has come keeps the whole work linear but for a logarithm.
-        if self._waits > max(len(self._hashes), self._limit // 4):
+        if self._waits > self._limit // 4:
             self._settle()
 
     def _settle(self) -> None:
@@ -249,22 +248,35 @@ class HeldOutGrams:
         Only distinct grams are counted, so a bound that falls early would have fallen at the end
         as well, and the order of texts does not matter."""
         if self._waiting:
-            hashes = np.concatenate([self._hashes, *(h for h, _ in self._waiting)])
-            marks = np.concatenate([self._marks, *(m for _, m in self._waiting)])
+            hashes, marks = _each_once(self._waiting)
             self._waiting, self._waits = [], 0
-            self._hashes, place = np.unique(hashes, return_inverse=True)
-            self._marks = np.zeros(len(self._hashes), np.uint8)
-            np.bitwise_or.at(self._marks, place, marks)
+            places = np.searchsorted(self._hashes, hashes)
+            known = np.zeros(len(hashes), bool)
+            inside = places < len(self._hashes)
+            known[inside] = self._hashes[places[inside]] == hashes[inside]
+            self._marks[places[known]] |= marks[known]
+            self._hashes = np.insert(self._hashes, places[~known], hashes[~known])
+            self._marks = np.insert(self._marks, places[~known], marks[~known])
         while (kept := self._kept()) > self._limit:
             self._halvings += 1
         if kept < len(self._hashes):
-            self._hashes, self._marks = self._hashes[:kept], self._marks[:kept]
+            self._hashes, self._marks = self._hashes[:kept].copy(), self._marks[:kept].copy()
 
     def _kept(self) -> int:
         return int(np.searchsorted(self._hashes, self._bound(), side="right"))
 
     def _bound(self) -> np.uint64:
         return np.uint64((1 << (64 - self._halvings)) - 1)
+
+
+def _each_once(
+    parts: Sequence[tuple[Hashes, npt.NDArray[np.uint8]]],
+) -> tuple[Hashes, npt.NDArray[np.uint8]]:
+    """Ascending distinct hashes with all their marks."""
+    hashes, place = np.unique(np.concatenate([h for h, _ in parts]), return_inverse=True)
+    marks = np.zeros(len(hashes), np.uint8)
+    np.bitwise_or.at(marks, place, np.concatenate([m for _, m in parts]))
+    return hashes, marks
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:

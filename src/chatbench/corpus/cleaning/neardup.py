@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,16 @@ _ROWS_AT_ONCE = 1 << 15
 _SMALL_BUCKET = 16
 _BUCKET_LEADERS = 16
 _CLUSTER_LEADERS = 1000
-_BAND_BYTES = 1 << 28
+_BAND_BYTES = 1 << 26
 _SORTED_AT_ONCE = 1 << 22
+
+
+class Rows(Protocol):
+    """Signatures that lie elsewhere, (documents, PERMUTATIONS)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Signatures: ...
 
 
 class Clusters(NamedTuple):
@@ -175,7 +183,7 @@ def bands_for(threshold: float) -> tuple[int, int]:
 
 
 def find_clusters(
-    table: Signatures | Sequence[Signatures],
+    table: Signatures | Sequence[Signatures] | Sequence[Rows],
     threshold: float,
     rows: npt.NDArray[np.integer[Any]] | None = None,
     margin: float = 0.0,
@@ -193,7 +201,7 @@ def find_clusters(
     before it and with up to 16 of the first that are not yet connected. A document is dropped for
     one of the first 1,000 kept ones of its cluster.
 
-    Beyond the signatures it takes 33 bytes a document, up to 256 MiB for bands and about 0.3 GiB
+    Beyond the signatures it takes 33 bytes a document, up to 64 MiB for bands and about 0.3 GiB
     to sort 4 M documents at a time.
     """
     stack = _Stack(table, rows)
@@ -221,7 +229,7 @@ class _Stack:
 
     def __init__(
         self,
-        table: Signatures | Sequence[Signatures],
+        table: Signatures | Sequence[Signatures] | Sequence[Rows],
         rows: npt.NDArray[np.integer[Any]] | None,
     ) -> None:
         self._chunks = [table] if isinstance(table, np.ndarray) else list(table)

@@ -40,7 +40,7 @@ from chatbench.text.tokenizer import Tokenizer
 from chatbench.text.vocabulary import fertility
 
 _SAMPLE_DOCUMENTS = 1000
-_SAMPLE_CHARACTERS = 240_000
+_SAMPLE_CHARACTERS = 120_000
 _PROFILED_CHARACTERS = 2_000_000
 _LISTED_SOURCES = 1000
 _LISTED_TAGS = 20
@@ -107,7 +107,7 @@ def describe(
             for aspect, counter in counts.items()
             if aspect.startswith("tag ")
         },
-        tokenizer=_tokenizer_facts(tokenizer, sample, folder),
+        tokenizer=_tokenizer_facts(tokenizer, sample, results),
     )  # fmt: skip
     return _profiled(facts, work, job) if settings.profile else facts
 
@@ -161,7 +161,7 @@ def by_language(documents: Sequence[Document]) -> dict[str, list[str]]:
 
 
 def _tokenizer_facts(
-    tokenizer: Tokenizer, sample: Sequence[Document], folder: Path
+    tokenizer: Tokenizer, sample: Sequence[Document], results: Sequence[BucketResult]
 ) -> TokenizerFacts:
     rows = fertility(tokenizer, by_language(sample))
     return TokenizerFacts(
@@ -174,17 +174,17 @@ def _tokenizer_facts(
             )
             for row in rows
         ],
-        _vocabulary_use(tokenizer, folder),
+        _vocabulary_use(tokenizer, results),
         [CutWord(word, pieces, row.language) for row in rows for word, pieces in row.worst_words],
     )  # fmt: skip
 
 
-def _vocabulary_use(tokenizer: Tokenizer, folder: Path) -> float:
-    """Share of the entries, control tokens aside, that occur in the training shards."""
+def _vocabulary_use(tokenizer: Tokenizer, results: Sequence[BucketResult]) -> float:
+    """Share of the entries, control tokens aside, that occur in the training documents."""
     seen = np.zeros(tokenizer.vocab_size, bool)
-    split = TokenSplit(folder / "train")
-    for ids in split.shard_ids():
-        seen[ids] = True
+    for result in results:
+        bits = np.frombuffer(result.seen, np.uint8)
+        seen |= np.unpackbits(bits, count=tokenizer.vocab_size).astype(bool)
     plain = np.ones(tokenizer.vocab_size, bool)
     plain[sorted(tokenizer.control_ids)] = False
     return float(seen[plain].mean()) if plain.any() else 0.0

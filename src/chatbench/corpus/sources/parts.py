@@ -17,7 +17,7 @@ from chatbench.corpus.formats import sniff
 from chatbench.corpus.sources.blob import ReadOptions
 from chatbench.corpus.sources.inputs import Input
 
-PART_BYTES = 1 << 24
+PART_BYTES = 1 << 23
 PART_FILES = 2000
 _HEAD = 1 << 16
 _BLOCK = 1 << 20

@@ -249,8 +249,8 @@ class PartReader:
 
     def _note(self, reason: str, source: str, detail: str) -> None:
         known = self._examples.setdefault(reason, [])
-        detail = self._told(detail)
         if len(known) < SHOWN_PER_REASON:
+            detail = self._told(detail)
             known.append(f"{source}: {detail}" if detail else source)
 
     def _reject(self, row: dict[str, Any]) -> None:
