@@ -90,7 +90,9 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
         return {**self.meta, **content, "source": self.source}
 
 
-# Python's own composition takes the square of the length of a run of combining marks.
+# Python's own composition takes the square of the length of a run of combining marks, which a short
+# text cannot make felt.
+_LONG = 1 << 15
 _LONG_RUN = re.compile(r"[\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u064b-\u065f\u3099\u309a]{256}")
 
 
@@ -98,7 +100,7 @@ def _normal(text: str) -> str:
     text = text.strip()
     if text.isascii():
         return text
-    if _LONG_RUN.search(text) is not None:
+    if len(text) > _LONG and _LONG_RUN.search(text) is not None:
         from tokenizers import normalizers
 
         return str(normalizers.NFC().normalize_str(text))
