@@ -21,7 +21,7 @@ class PreprocessSettings(Settings):
         True
     )
     show: Annotated[int, flag("Show this many examples, token by token", ge=0, le=1000)] = 0
-    format: Annotated[str, flag("Form of the files; auto judges by content", panel="Reading")] = (
+    format: Annotated[str, flag("Form of the files: auto (by content), parquet, arrow, bin, chatml, chatlog, jsonl, json, html, chatterbot, parlai, dailydialog, csv, text", panel="Reading")] = (
         "auto"
     )
     encoding: Annotated[
