@@ -1011,3 +1011,14 @@ def test_the_csv_spectrum_has_the_fields_that_it_says() -> None:
         assert rows == [
             {key: value.replace("\r\n", "\n") for key, value in row.items()} for row in wanted
         ]
+
+
+def test_the_help_names_every_format() -> None:
+    from chatbench.config import leaves
+    from chatbench.settings import PreprocessSettings
+
+    (leaf,) = [leaf for leaf in leaves(PreprocessSettings) if leaf.name == "format"]
+    assert leaf.meta is not None
+    assert leaf.meta.description is not None
+    listed = leaf.meta.description.partition(": ")[2].replace(" (by content)", "").split(",")
+    assert sorted(name.strip() for name in listed) == sorted(names())

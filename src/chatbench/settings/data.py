@@ -6,6 +6,11 @@ from msgspec import field
 
 from chatbench.settings.base import LARGEST_SEED, Settings, flag, knob
 
+_FORMATS = (
+    "Form of the files: auto (by content), text, html, json, jsonl, csv, parquet, arrow, chatml,"
+    " chatlog, chatterbot, dailydialog, parlai, bin"
+)
+
 
 class PreprocessSettings(Settings):
     """What `preprocess` reads, cleans, leaves out and splits, and the tokenizer it trains."""
@@ -21,9 +26,7 @@ class PreprocessSettings(Settings):
         True
     )
     show: Annotated[int, flag("Show this many examples, token by token", ge=0, le=1000)] = 0
-    format: Annotated[str, flag("Form of the files: auto (by content), parquet, arrow, bin, chatml, chatlog, jsonl, json, html, chatterbot, parlai, dailydialog, csv, text", panel="Reading")] = (
-        "auto"
-    )
+    format: Annotated[str, flag(_FORMATS, panel="Reading")] = "auto"
     encoding: Annotated[
         str, flag("Character encoding; auto finds it for each file", panel="Reading")
     ] = "auto"
