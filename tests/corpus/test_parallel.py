@@ -134,18 +134,21 @@ def test_an_interrupted_run_goes_on_where_finished_parts_allow(
     assert not list(tmp_path.glob(".corpus*"))
 
 
-@pytest.mark.parametrize("change", ["setting", "file", "damage"])
+@pytest.mark.parametrize("change", ["setting", "file", "list", "damage"])
 def test_parts_of_other_settings_or_files_or_damaged_ones_are_made_again(
     tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     interruption = _Interrupted(4)
+    (tmp_path / "blocked.txt").write_text("nowhere\n")
+    settings: dict[str, Any] = {"block": [str(tmp_path / "blocked.txt")]}
     with monkeypatch.context() as patch:
         patch.setattr(Crew, "run", lambda *given: interruption(*given))
         with pytest.raises(KeyboardInterrupt):
-            build(tmp_path / "corpus", tree)
-    settings: dict[str, Any] = {}
-    if change == "setting":
-        settings = {"repair": False}
+            build(tmp_path / "corpus", tree, **settings)
+    if change == "list":
+        (tmp_path / "blocked.txt").write_text("number\n")
+    elif change == "setting":
+        settings["repair"] = False
     elif change == "file":
         write_jsonl(tree / "000.jsonl", [{"text": "another first file"}])
     else:

@@ -12,7 +12,8 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from chatbench.corpus.ledger import Ledger
 from chatbench.corpus.reports.describing import describe, recorded
 from chatbench.corpus.reports.facts import FACTS
 from chatbench.corpus.shards import KIND
-from chatbench.corpus.sources.inputs import Input, find_inputs
+from chatbench.corpus.sources.inputs import Input, find_inputs, written
 from chatbench.corpus.sources.parts import PART_BYTES, Slice, plan_parts
 from chatbench.corpus.sources.reading import PartReader, PartResult, read_options
 from chatbench.corpus.split import SPLITS
@@ -203,7 +204,7 @@ class Build:
         """Parts of another program, other settings or other files are of no use."""
         key = hashlib.sha256(
             msgspec.json.encode(
-                [__version__, recorded(self.settings), [
+                [_versions(), recorded(self.settings), _state_of_lists(self.settings), [
                     (os.fsencode(i.path), i.bytes, i.mtime_ns) for i in inputs
                 ]]
             )
@@ -312,6 +313,31 @@ def _join(path: Path, pieces: Sequence[Path]) -> None:
         for piece in pieces:
             with open(piece, "rb") as handle:
                 shutil.copyfileobj(handle, whole, _COPY_BLOCK)
+
+
+# What decides how a document is read and cleaned, besides our own code.
+_DECIDING = ("ftfy", "msgspec", "phonenumbers", "py3langid", "pyarrow", "python-stdnum", "PyYAML")
+
+
+def _versions() -> list[str]:
+    found = [__version__, sys.version]
+    for package in _DECIDING:
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return found
+
+
+def _state_of_lists(settings: PreprocessSettings) -> list[tuple[str, int, int]]:
+    """Path, size and time of every file that a stage reads."""
+    named = [*settings.block, *settings.against, settings.screen, settings.bin_tokenizer]
+    places = [Path(name) for name in named if name is not None]
+    files = [
+        file
+        for place in places
+        for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
+    ]
+    states = [(written(file), file.stat()) for file in files if file.is_file()]
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def _result_path(work: Path, number: int) -> Path:
