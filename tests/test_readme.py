@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -69,6 +70,11 @@ def test_the_blocks_run_one_after_another(desk: Path) -> None:
             capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    rows = map(json.loads, (desk / "my-corpus" / "sources.jsonl").read_bytes().splitlines())
+    (questions,) = (row for row in rows if row["path"] == "export/faq.csv")
+    assert questions["read"] == 30
+    assert not questions["failed"]
+    assert questions["kept"] + sum(questions["dropped"].values()) == 30
 
 
 def test_every_flag_the_readme_names_exists() -> None:

@@ -134,7 +134,7 @@ def info(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON")] = False,
 ) -> None:
-    """Say what a folder holds, whether it is whole, and what to do next."""
+    """Say what a folder holds and what to do next."""
     from chatbench.info import info
 
     info(path, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -42,3 +43,11 @@ def talkative(job: str, number: int) -> int:
 def note_and_sleep(job: str, number: int) -> None:
     Path(job, str(os.getpid())).touch()
     time.sleep(60)
+
+
+def out_of_room(job: str, number: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some.file")
+
+
+def name_of(job: str, number: int) -> str:
+    return repr(job)

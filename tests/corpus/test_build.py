@@ -403,3 +403,11 @@ def test_hash_seed_and_locale_give_the_same_bytes(
 def test_messages_keep_their_form(tmp_path: Path) -> None:
     messages = parse_messages(sample_chats(1)[0]["messages"])
     assert as_json(messages) == sample_chats(1)[0]["messages"]
+
+
+def test_the_order_of_the_command_line_changes_no_byte(tmp_path: Path) -> None:
+    one = write_jsonl(tmp_path / "a.jsonl", sample_rows(10))
+    other = write_jsonl(tmp_path / "b.jsonl", [{"text": f"more {n}"} for n in range(10)])
+    forth = build(tmp_path / "1", one, other, lang=["en", "zh"])
+    back = build(tmp_path / "2", other, one, lang=["zh", "en"])
+    assert files_of(forth.folder) == files_of(back.folder)

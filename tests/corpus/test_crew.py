@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chatbench.corpus.crew import Crew
+from chatbench.corpus.crew import Crew, WorkerLost
 from chatbench.errors import DataError, EnvironmentFault
 
 HERE = "crew_tasks"
@@ -92,3 +92,25 @@ def alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_full_disk_in_a_task_is_no_bug(size: int) -> None:
+    with Crew(size) as crew, pytest.raises((EnvironmentFault, OSError), match="No space left"):
+        list(crew.run(f"{HERE}:out_of_room", "", range(3)))
+
+
+def test_a_worker_that_died_while_idle_does_not_hide_why() -> None:
+    with Crew(2) as crew:
+        crew.hire()
+        (first, *_) = crew.run(f"{HERE}:process", "", range(2))
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(WorkerLost, match="signal 9"):
+            list(crew.run(f"{HERE}:process", "", range(4)))
+
+
+def test_a_place_whose_name_is_not_utf_8_reaches_the_worker() -> None:
+    place = os.fsdecode(b"p\xff")
+    with Crew(2) as crew:
+        found = list(crew.run(f"{HERE}:name_of", place, range(3)))
+    assert found == [repr(place)] * 3

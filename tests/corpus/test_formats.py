@@ -292,6 +292,13 @@ def reference_passages(text: str, limit: int) -> list[str]:
     return passages
 
 
+def test_a_huge_line_is_cut_in_time_that_grows_with_its_length() -> None:
+    text = "tea " * 1_000_000
+    passages = list(split_passages(text, 8000))
+    assert bare("".join(passages)) == bare(text)
+    assert max(map(len, passages)) <= 8000
+
+
 def test_passages_are_paragraphs_packed_greedily(rng: random.Random) -> None:
     for _ in range(200):
         paragraphs = ["\n".join(rng.choices(["tea", "茶叶", "rain"], k=rng.randrange(1, 5)))
@@ -694,6 +701,32 @@ def test_a_header_that_only_the_map_knows() -> None:
     assert "column question of --map user=question is not among the keys" in first.detail
 
 
+def test_a_map_that_names_a_sender_changes_nothing_about_rows() -> None:
+    pair = {"question": "有茶吗？", "answer": "有的。"}
+    listed = json.dumps([pair, pair])
+    turns = json.dumps({"messages": [{"role": "user", "content": "a"}] * 2, "id": 1})
+    for data, name in (
+        ("问题,答案\n有茶吗？,有的。\n".encode("gb18030"), "faq.csv"),
+        ("有茶吗？,有的。\nIs it?,Yes\n".encode(), "headless.csv"),
+        ("question\tanswer\n有茶吗？\t有的。\n".encode(), "told-by-its-content"),
+        (b"to title\ttea\tdrink\nto title\tx\ty\n", "f.tsv"),
+        (b"tea\ncoffee\n", "one.csv"),
+        (b"text\ntea\n", "one-named.csv"),
+        (listed.encode(), "f.json"),
+        (f'{{"data": {listed}}}'.encode(), "f.json"),
+        (turns.encode(), "f.json"),
+        (turns[:-12].encode(), "cut-off.json"),
+        (json.dumps(pair).encode() + b"\n", "f.jsonl"),
+    ):
+        plain = told(data, name)
+        mapped = told(data, name, mapping={"assistant": "Anna"})
+        if name == "f.tsv":  # the one that cannot be read without a map
+            assert {reason for _, reason in failures(mapped[1])} == {"bad row"}
+            assert len(mapped[1]) == len(plain[1])
+        else:
+            assert mapped == plain, name
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.sampled_from(['"', ",", "\n", "a", "茶", "\t", "'", ";", "\r\n", " ", "\\"])).map(
@@ -875,6 +908,34 @@ def test_token_ids_become_text_again(
             ]
     cut = documents(data, "x", format="bin", bin_tokenizer=str(bytes_tokenizer), passage_chars=200)
     assert bare("".join(d.text or "" for d in cut)) == bare("".join(texts))
+
+
+def test_a_line_of_token_ids_is_cut_where_it_is_too_long(
+    bytes_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["tea 茶 " * 300 + "\nshort\n" + "x" * 100, "leaf " * 5]
+    data = packed_ids(bytes_tokenizer, texts)
+    found = []
+    for window in (1 << 15, 64, 7):
+        monkeypatch.setattr("chatbench.corpus.formats.tokens._WINDOW", window)
+        found.append(documents(data, "t.bin", bin_tokenizer=str(bytes_tokenizer),
+                               max_record_bytes=30))  # fmt: skip
+    assert found[0] == found[1] == found[2]
+    first, last = (d.text or "" for d in found[0])
+    assert bare(first + last) == bare("".join(texts))
+    lines = first.split("\n")
+    assert max(map(len, lines)) <= 30
+    assert all(set(line.split()) == {"tea", "茶"} for line in lines[: lines.index("short")])
+    assert last == texts[1].strip()
+
+
+def test_memory_does_not_grow_with_token_ids_that_never_end_a_line(bytes_tokenizer: Path) -> None:
+    unit = packed_ids(bytes_tokenizer, ["tea leaf " * 200]).removesuffix(b"\x00\x01")
+    given = {"bin_tokenizer": str(bytes_tokenizer), "max_record_bytes": 1 << 14}
+    small, few = peak_of(unit, 3 << 20, "t.bin", **given)
+    large, many = peak_of(unit, 7 << 20, "t.bin", **given)
+    assert few < many
+    assert large < small + (1 << 19)
 
 
 def test_token_ids_that_cannot_be_read(bytes_tokenizer: Path, tmp_path: Path) -> None:

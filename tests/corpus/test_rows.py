@@ -274,6 +274,27 @@ def test_a_mapped_column_that_is_not_there_is_named() -> None:
         document({"text": "a", "n": 1}, user="frage")
 
 
+@pytest.mark.parametrize("sender", ["Anna", "Anna, Ben", "Anna,"])
+def test_a_sender_of_chat_exports_is_no_column_that_rows_lack(sender: str) -> None:
+    assert document({"问题": "有茶吗？", "答案": "有的。"}, assistant=sender).messages == PAIR
+    assert document({"text": "有茶吗？", "": 1}, assistant=sender).text == "有茶吗？"
+    assert has_shape(["question", "answer"], {"assistant": sender})
+    assert not has_shape(["a", "b"], {"assistant": sender})
+    with pytest.raises(ValueError, match=f"column {sender} of --map assistant={sender} is not"):
+        document({"a": "有茶吗？", "b": "有的。"}, assistant=sender)
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [{"assistant": "Answer"}, {"assistant": "Anna,ANSWER"}, {"user": "Anna"},
+     {"assistant": "Anna", "user": "question"}],
+    ids=str,
+)  # fmt: skip
+def test_a_map_that_means_columns_is_never_passed_over(mapping: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"is not among the keys question, answer"):
+        document({"question": "有茶吗？", "answer": "有的。"}, **mapping)
+
+
 def test_the_map_of_the_command_line() -> None:
     assert parse_map(["user = Frage", "assistant=a=b"]) == {"user": "Frage", "assistant": "a=b"}
     assert parse_map([]) == {}

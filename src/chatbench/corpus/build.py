@@ -27,7 +27,7 @@ from chatbench.corpus import ledger as accounts
 from chatbench.corpus import plan as plans
 from chatbench.corpus.chunks import Entries, content_sizes, digests_of
 from chatbench.corpus.cleaning.stages import make_stages
-from chatbench.corpus.crew import Crew, cores
+from chatbench.corpus.crew import Crew, WorkerLost, cores
 from chatbench.corpus.encoding import HELD_OUT, BucketResult, item_of, rows_path, shard_path
 from chatbench.corpus.fluent import sample_documents
 from chatbench.corpus.ledger import Ledger
@@ -36,7 +36,7 @@ from chatbench.corpus.reports.facts import FACTS
 from chatbench.corpus.shards import KIND
 from chatbench.corpus.sources.inputs import Input, find_inputs, written
 from chatbench.corpus.sources.parts import PART_BYTES, Slice, plan_parts
-from chatbench.corpus.sources.reading import PartReader, PartResult, read_options
+from chatbench.corpus.sources.reading import PartReader, PartResult, read_options, rejects_path
 from chatbench.corpus.split import SPLITS
 from chatbench.corpus.vocabulary import check_tokenizer, corpus_tokenizer
 from chatbench.errors import DataError, UsageError
@@ -88,7 +88,7 @@ def _work_folder(out: Path) -> Iterator[Path]:
     work.mkdir(parents=True, exist_ok=True)
     try:
         yield work
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, WorkerLost, MemoryError):
         console.say(f"finished parts are kept in {work}: the same command goes on from there")
         raise
     except BaseException:
@@ -113,6 +113,7 @@ class Build:
         self.work = work
         self.crew = crew
         self.info = info
+        self._parts = 0
 
     def run(self) -> None:
         """The story, in the order things happen."""
@@ -159,6 +160,16 @@ class Build:
         unreadable: list[Any] = []
         if named:
             inputs, unreadable = find_inputs(named, Path(self.settings.out))
+        if self.settings.pii == "mask":
+            from chatbench.corpus.cleaning.pii.everywhere import masked_value
+
+            inputs = [found._replace(name=masked_value(found.name)) for found in inputs]
+            unreadable = [
+                msgspec.structs.replace(
+                    f, source=masked_value(f.source), detail=masked_value(f.detail)
+                )
+                for f in unreadable
+            ]
         if "-" in self.settings.inputs:
             inputs.append(self._keep_stdin())
         return inputs, unreadable
@@ -194,6 +205,7 @@ class Build:
             for count, (number, answer) in enumerate(zip(todo, answers, strict=True), 1):
                 results[number] = msgspec.convert(answer, PartResult)
                 progress.update(count, f"part {count} of {len(todo)}, {total / 1e6:,.0f} MB in all")
+        self._parts = len(parts)
         for number in range(len(parts)):
             ledger.add_part(results[number])
         accounts.show_verdicts(ledger)
@@ -260,7 +272,7 @@ class Build:
                     os.replace(shard, final)
         for kind in HELD_OUT:
             _join(self.folder / f"{kind}.jsonl", [rows_path(self.work, kind, n) for n in numbers])
-        rejects = sorted(self.work.glob("part-*.rejects"))
+        rejects = [rejects_path(self.work, number) for number in range(self._parts)]
         rejects += [rows_path(self.work, "dropped", n) for n in numbers]
         _join(self.folder / "dropped.jsonl", rejects)
         with open(self.folder / "sources.jsonl", "wb") as handle:
@@ -348,7 +360,8 @@ def _finished(work: Path, number: int) -> PartResult | None:
     """What an earlier run left of a part, if that is whole."""
     try:
         result = msgspec.json.decode(_result_path(work, number).read_bytes(), type=PartResult)
-        return result if content_sizes(work, result.chunks) == result.sizes else None
+        found = content_sizes(work, result.chunks), rejects_path(work, number).stat().st_size
+        return result if found == (result.sizes, result.rejects) else None
     except (OSError, msgspec.DecodeError):
         return None
 

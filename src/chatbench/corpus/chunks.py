@@ -101,12 +101,17 @@ class ChunkWriter:
 
 def read_entries(folder: Path, chunks: Sequence[str]) -> Entries:
     """The indices of all chunks, one after the other, each entry knowing its chunk's number."""
-    arrays = []
-    for number, name in enumerate(chunks):
-        entries = np.load(folder / f"{name}.index.npy", allow_pickle=False)
-        entries["chunk"] = number
-        arrays.append(entries)
-    return np.concatenate(arrays) if arrays else np.zeros(0, ENTRY)
+    indices = [
+        np.load(folder / f"{name}.index.npy", mmap_mode="r", allow_pickle=False) for name in chunks
+    ]
+    entries = np.zeros(sum(map(len, indices)), ENTRY)
+    begin = 0
+    for number, index in enumerate(indices):
+        end = begin + len(index)
+        entries[begin:end] = index
+        entries["chunk"][begin:end] = number
+        begin = end
+    return entries
 
 
 def in_order(entries: Entries) -> npt.NDArray[np.intp]:

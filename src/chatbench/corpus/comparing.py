@@ -46,6 +46,7 @@ def decide(
     unsorted = read_entries(work, job.chunks)
     order = in_order(unsorted)
     entries = unsorted[order]
+    del unsorted
     compared = Compared()
     if settings.dedup != "off":
         entries["fate"][repeats(entries)] = DUPLICATE

@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from typing import IO, Any
 
@@ -34,6 +35,10 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+class WorkerLost(EnvironmentFault):
+    """A worker process ended before its work did."""
+
+
 class Crew:
     """`size` workers, hired when the first task for more than one comes. A context manager."""
 
@@ -47,10 +52,12 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.kill()
+        for worker in self._workers:
             worker.wait()
             for pipe in (worker.stdin, worker.stdout):
                 assert pipe is not None
-                pipe.close()
+                with suppress(OSError):  # what a dead worker did not take
+                    pipe.close()
 
     def hire(self) -> None:
         """Start the workers before the first task, while there is something else to do."""
@@ -66,7 +73,7 @@ class Crew:
         todo = list(arguments)
         if self.size == 1 or len(todo) <= 1:
             for argument in todo:
-                yield perform(task, job, _plain(argument))
+                yield perform(task, os.fsencode(job), _plain(argument))
             return
         self._hire(min(self.size, len(todo)))
         yield from self._in_order(task, job, todo)
@@ -92,7 +99,7 @@ class Crew:
             def give(place: int) -> None:
                 number, argument = next(upcoming, (-1, None))
                 if number >= 0:
-                    self._send(place, (task, job, argument))
+                    self._send(place, (task, os.fsencode(job), argument))
                     busy[place] = number
 
             for place, worker in enumerate(self._workers):
@@ -127,19 +134,19 @@ class Crew:
             raise _revived(*rest)
         raise RuntimeError(f"a worker failed:\n{rest[0]}")
 
-    def _lost(self, place: int) -> EnvironmentFault:
+    def _lost(self, place: int) -> WorkerLost:
         code = self._workers[place].wait()
         why = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return EnvironmentFault(
+        return WorkerLost(
             f"a worker process ended early ({why}), perhaps for lack of memory",
             hint="run the same command again, with fewer --workers",
         )
 
 
-def perform(task: str, job: str, argument: Any) -> Any:
-    """Run a task by name."""
+def perform(task: str, job: bytes, argument: Any) -> Any:
+    """Run a task by name; `job` is a path, which need not be UTF-8."""
     module, _, name = task.partition(":")
-    return _plain(getattr(import_module(module), name)(job, argument))
+    return _plain(getattr(import_module(module), name)(os.fsdecode(job), argument))
 
 
 def _plain(value: object) -> Any:
@@ -170,6 +177,15 @@ def _answer(request: bytes) -> bytes:
         answer: tuple[object, ...] = ("done", perform(task, job, argument))
     except UserError as error:
         answer = ("user", type(error).__name__, error.message, error.hint)
+    except MemoryError:
+        answer = ("user", "EnvironmentFault", "a worker has no memory left", "try fewer --workers")
+    except OSError as error:
+        if error.errno is None:
+            answer = ("bug", traceback.format_exc())
+        else:
+            place = error.filename or "the work folder"
+            what = f"{error.strerror}: {os.fsencode(place).decode(errors='backslashreplace')}"
+            answer = ("user", "EnvironmentFault", what, "make room or choose another place")
     except Exception:
         answer = ("bug", traceback.format_exc())
     return msgspec.msgpack.encode(answer)

@@ -167,7 +167,7 @@ def open_tokenizer(place: Path) -> Tokenizer:
             hint="copy the tokenizer.json the model was trained with into it",
         )
     try:
-        return Tokenizer(Backend.from_file(str(path)))
+        return Tokenizer(Backend.from_buffer(path.read_bytes()))
     except (IntegrityError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic in Rust is no Exception

@@ -151,17 +151,18 @@ class _Passage:
 
     def _pieces(self, text: str) -> Iterator[str]:
         """The line in pieces of at most the limit, joined they are the line."""
-        while len(text) > self._limit:
+        at = 0
+        while len(text) - at > self._limit:
             if self._punkt is None:
                 self._punkt = Punkt.train([text[:_LEARNED_FROM]])
-            window = text[: self._limit]
+            window = text[at : at + self._limit]
             # What is cut off at the end of the window is no sentence.
             whole = len(window) - len(split_sentences(window, self._punkt)[-1])
             end = max(whole, window.rfind(" ") + 1 if whole < self._limit // 2 else 0)
             end = end if end > self._limit // 2 else self._limit
-            yield text[:end]
-            text = text[end:]
-        yield text
+            yield window[:end]
+            at += end
+        yield text[at:]
 
     def flush(self) -> Iterator[tuple[int, str]]:
         text = "\n".join(self._lines).strip()

@@ -96,6 +96,19 @@ def to_document(row: Row, source: str, mapping: Mapping[str, str]) -> Document:
     )
 
 
+def names_a_column(mapping: Mapping[str, str], keys: Sequence[str]) -> bool:
+    """Whether --map names one of these keys: a column as it is, or one of several with commas
+    between them, without regard to case."""
+    names = {str(key).strip().casefold() for key in keys}
+    wanted = (name for column in mapping.values() for name in (column, *column.split(",")))
+    return any(name.strip().casefold() in names for name in wanted if name.strip())
+
+
+def may_name_a_sender(mapping: Mapping[str, str], keys: Sequence[str]) -> bool:
+    """Whether --map says only whom to imitate in chat exports, and nothing of these keys."""
+    return mapping.keys() == {"assistant"} and not names_a_column(mapping, keys)
+
+
 def has_shape(keys: Sequence[str], mapping: Mapping[str, str] | None = None) -> bool:
     """Whether rows with these keys can be read."""
     try:
@@ -138,9 +151,13 @@ def _encoded(row: object) -> bytes:
 @lru_cache(maxsize=1024)
 def _plans(keys: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -> tuple[Plan, ...]:
     """The ways to read rows with these keys, the best first. Raises ValueError for a mapped
-    column that is not there."""
+    column that is not there, unless it may be a sender and the rows need no mapping."""
     if not mapping:
         return tuple(_shapes(_known(keys), keys))
+    if may_name_a_sender(dict(mapping), keys):
+        unmapped = tuple(_shapes(_known(keys), keys))
+        if unmapped:
+            return unmapped
     mapped: Columns = {}
     for part, column in mapping:
         if column not in keys:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from chatbench.corpus.document import Failure, Record
-from chatbench.corpus.formats.rows import has_shape, row_record
+from chatbench.corpus.formats.rows import (
+    has_shape,
+    may_name_a_sender,
+    names_a_column,
+    row_record,
+)
 from chatbench.corpus.formats.source import Source
 from chatbench.corpus.sources.blob import ReadOptions
 
@@ -78,7 +83,9 @@ def read(source: Source) -> Iterator[Record]:
     fields than the first are failures."""
     dialect = sniff_dialect(source.head_text(), source.options)
     names = dialect.columns
-    if not dialect.has_header and not source.options.mapping:
+    mapping = source.options.mapping
+    names_none = not mapping or (_named(mapping) and may_name_a_sender(mapping, names))
+    if not dialect.has_header and names_none:
         names = {1: ("text",), 2: ("question", "answer")}.get(len(names), names)
     feed = _Feed(source, dialect)
     is_first = dialect.has_header and source.first_line == 1
@@ -98,7 +105,7 @@ def read(source: Source) -> Iterator[Record]:
             continue
         # A column without a name is an index or padding.
         row = {name: field for name, field in zip(names, fields, strict=True) if name}
-        yield row_record(row, where, source.options.mapping)
+        yield row_record(row, where, mapping)
 
 
 class _Feed:
@@ -256,8 +263,8 @@ def _is_header(first: list[str], rows: list[list[str]], options: ReadOptions) ->
     """Names that can be read or that --map names; or, in a wide table, short and distinct words
     above rows that are something else."""
     names = [name.strip() for name in first]
-    if not all(column.isdigit() for column in options.mapping.values()):
-        return True  # whoever names columns says that they have names
+    if names_a_column(_named(options.mapping), names):
+        return True
     if any(len(name) > _MAX_NAME for name in names):
         return False
     if has_shape(names):
@@ -273,6 +280,11 @@ def _is_header(first: list[str], rows: list[list[str]], options: ReadOptions) ->
     ):
         return False  # a name does not come back as a value of its column
     return all(re.fullmatch(r"\w[\w .:#/()-]*", name) and len(name) <= 40 for name in filled)
+
+
+def _named(mapping: Mapping[str, str]) -> dict[str, str]:
+    """The part of --map that gives columns by name: numbers are for tables without a header."""
+    return {part: column for part, column in mapping.items() if not column.isdigit()}
 
 
 def _unique(header: list[str]) -> tuple[str, ...]:

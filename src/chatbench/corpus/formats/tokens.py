@@ -55,7 +55,8 @@ def read(source: Source) -> Iterator[Record]:
             continue
         number += 1
         where = f"{source.name}[{number}]"
-        lines = _lines(tokenizer, _document(run, runs), where)
+        longest = source.options.max_record_bytes
+        lines = _lines(tokenizer, _document(run, runs), where, longest)
         yield from named(pack(lines, limit), where)
 
 
@@ -103,11 +104,15 @@ def _document(first: Run, runs: Iterator[Run | Failure]) -> Iterator[Run]:
     yield Run(rest[:0], True)
 
 
-def _lines(tokenizer: Any, runs: Iterator[Run], where: str) -> Iterator[tuple[int, str] | Failure]:
-    """The decoded lines; a character may lie across windows."""
+def _lines(
+    tokenizer: Any, runs: Iterator[Run], where: str, longest: int
+) -> Iterator[tuple[int, str] | Failure]:
+    """The decoded lines; a character may lie across windows. A line of more than `longest`
+    characters comes in slices of the same number."""
     size = tokenizer.get_vocab_size()
     held: list[int] = []
-    number, tail = 1, ""
+    number, length = 1, 0
+    parts: list[str] = []
     for run in runs:
         ids = held + run.ids.tolist()
         if ids and max(ids) >= size:
@@ -116,10 +121,27 @@ def _lines(tokenizer: Any, runs: Iterator[Run], where: str) -> Iterator[tuple[in
             held = []
             continue
         text, held = _whole_characters(tokenizer, ids, run.ends)
-        *full, tail = (tail + text).split("\n")
-        yield from enumerate(full, number)
-        number += len(full)
-    yield number, tail
+        for place, part in enumerate(text.split("\n")):
+            if place:
+                yield number, "".join(parts)
+                number, length, parts = number + 1, 0, []
+            parts.append(part)
+            length += len(part)
+            if length > longest:
+                *full, rest = _slices("".join(parts), longest)
+                yield from ((number, piece) for piece in full)
+                length, parts = len(rest), [rest]
+    yield number, "".join(parts)
+
+
+def _slices(text: str, longest: int) -> Iterator[str]:
+    """The text in slices that end behind a space where one lies in their second half."""
+    at, longest = 0, max(longest, 1)
+    while len(text) - at > longest:
+        end = text.rfind(" ", at + longest // 2, at + longest) + 1 or at + longest
+        yield text[at:end]
+        at = end
+    yield text[at:]
 
 
 def _whole_characters(tokenizer: Any, ids: list[int], final: bool) -> tuple[str, list[int]]:

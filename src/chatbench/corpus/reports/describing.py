@@ -99,7 +99,8 @@ def describe(
         contamination=ContaminationFacts(
             settings.contamination,
             {split: OverlapFacts(*pair) for split, pair in compared.contamination.items()},
-            compared.contamination_rate, settings.against, total.dropped["contaminated"],
+            compared.contamination_rate, recorded(settings)["against"],
+            total.dropped["contaminated"],
         ),
         pii=PersonalFacts(settings.pii, dict(sorted(ledger.counts.get("pii", {}).items()))),
         tags={
@@ -122,7 +123,13 @@ def storable(settings: PreprocessSettings) -> dict[str, Any]:
     def clean(value: Any) -> Any:
         if isinstance(value, list):
             return [clean(entry) for entry in value]
-        return written(value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        if settings.pii == "mask":
+            from chatbench.corpus.cleaning.pii.everywhere import masked_value
+
+            return masked_value(written(value))
+        return written(value)
 
     return {name: clean(value) for name, value in msgspec.to_builtins(settings).items()}
 
@@ -130,7 +137,9 @@ def storable(settings: PreprocessSettings) -> dict[str, Any]:
 def recorded(settings: PreprocessSettings) -> dict[str, Any]:
     """What decides the corpus: everything but where it lies and how it is made."""
     aside = ("out", "overwrite", "workers", "strict", "show")
-    return {name: value for name, value in storable(settings).items() if name not in aside}
+    told = {name: value for name, value in storable(settings).items() if name not in aside}
+    # The order in which files and languages are named decides nothing.
+    return told | {name: sorted(told[name]) for name in ("inputs", "against", "block", "lang")}
 
 
 def _ranked(counter: Counter[str]) -> dict[str, int]:

@@ -14,7 +14,9 @@ from typing import BinaryIO
 import msgspec
 
 from chatbench.corpus.formats import sniff
-from chatbench.corpus.sources.blob import ReadOptions
+from chatbench.corpus.sources.blob import Blob, ReadOptions
+from chatbench.corpus.sources.compression import DamagedInput
+from chatbench.corpus.sources.encodings import sample
 from chatbench.corpus.sources.inputs import Input
 
 PART_BYTES = 1 << 23
@@ -25,7 +27,8 @@ _SHARED_FORMATS = {"jsonl": b"\n", "text": b"\n\n"}
 
 
 class Slice(msgspec.Struct, frozen=True):
-    """Bytes start .. end of a file (to its end when `end` is 0); `source` is the file's number."""
+    """Bytes start .. end of a file (to its end when `end` is 0); `source` is the file's number.
+    `form` and `codec` are those of the whole file, so that a piece is not judged by itself."""
 
     path: bytes
     name: str
@@ -35,6 +38,8 @@ class Slice(msgspec.Struct, frozen=True):
     start: int = 0
     end: int = 0
     first_line: int = 1
+    form: str = ""
+    codec: str = ""
 
     @property
     def is_whole(self) -> bool:
@@ -68,8 +73,8 @@ def _slices(found: Input, number: int, options: ReadOptions) -> list[Slice]:
         return [whole]
     try:
         with open(found.path, "rb") as handle:
-            head = handle.read(_HEAD)
-    except OSError:
+            head = sample(Blob(found.name, handle, found.path), _HEAD)
+    except (OSError, DamagedInput):
         return [whole]  # reading it will say why
     form, codec = sniff(head, found.name, options)
     if form not in _SHARED_FORMATS or codec not in ("utf-8", "ascii"):
@@ -79,7 +84,11 @@ def _slices(found: Input, number: int, options: ReadOptions) -> list[Slice]:
     line = 1
     with open(found.path, "rb") as handle:
         for start, end in pairwise(cuts):
-            slices.append(msgspec.structs.replace(whole, start=start, end=end, first_line=line))
+            slices.append(
+                msgspec.structs.replace(
+                    whole, start=start, end=end, first_line=line, form=form, codec=codec
+                )
+            )
             line += _count_lines(handle, end - start, cr_ends=form != "jsonl")
     return slices
 

@@ -45,6 +45,7 @@ class PartResult(msgspec.Struct):
 
     chunks: list[str]
     sizes: list[int]
+    rejects: int
     sources: list[Tally]
     counts: dict[str, dict[str, int]]
     examples: dict[str, list[str]]
@@ -127,6 +128,7 @@ def read_slice(piece: Slice, options: ReadOptions, verdicts: list[str]) -> Itera
                 else:
                     yield from _records(blob, options, verdicts)
         else:
+            options = msgspec.structs.replace(options, format=piece.form, encoding=piece.codec)
             with BufferedReader(Piece(piece.path, piece.start, piece.end), 1 << 18) as handle:
                 reader = cast(BufferedReader, handle)
                 blob = Blob(piece.name, reader, None, piece.first_line)
@@ -141,11 +143,17 @@ def read_slice(piece: Slice, options: ReadOptions, verdicts: list[str]) -> Itera
         )
 
 
+def rejects_path(folder: Path, number: int) -> Path:
+    """Where the rows of a part lie that were dropped or could not be read."""
+    return folder / f"part-{number:06d}.rejects"
+
+
 class PartReader:
     """Reads one part: batches through the stages, kept documents to chunks, rejects to a file."""
 
     def __init__(self, folder: Path, number: int, settings: PreprocessSettings) -> None:
         self._stem = folder / f"part-{number:06d}"
+        self._number = number
         self._settings = settings
         self._options = read_options(settings)
         self._stages = make_stages(settings, _unsaid)
@@ -153,7 +161,7 @@ class PartReader:
         self._chunks = ChunkWriter(self._stem)
         self._counts: dict[str, Counter[str]] = {}
         self._examples: dict[str, list[str]] = {}
-        self._rejects = open(self._stem.with_suffix(".rejects"), "wb")  # noqa: SIM115
+        self._rejects = open(rejects_path(folder, number), "wb")  # noqa: SIM115
         self._sequence = 0
         self._batch: list[Document] = []
         self._tallies: list[Tally] = []
@@ -173,9 +181,12 @@ class PartReader:
                 tallies.append(tally)
             self._pass()
             self._chunks.flush()
+        for tally in tallies:
+            tally.verdicts = [self._told(verdict) for verdict in tally.verdicts]
         return PartResult(
             self._chunks.files,
             content_sizes(self._stem.parent, self._chunks.files),
+            rejects_path(self._stem.parent, self._number).stat().st_size,
             tallies,
             {stage: dict(counter) for stage, counter in self._counts.items()},
             self._examples,
@@ -223,7 +234,7 @@ class PartReader:
             tally.kept += 1
         if self._settings.pii == "mask":
             documents = [
-                msgspec.structs.replace(d, meta=self._told(d.meta)) if d.meta else d
+                msgspec.structs.replace(d, meta=self._told(d.meta), source=self._told(d.source))
                 for d in documents
             ]
         digests = [document.digest() for document in documents]
@@ -250,26 +261,18 @@ class PartReader:
     def _note(self, reason: str, source: str, detail: str) -> None:
         known = self._examples.setdefault(reason, [])
         if len(known) < SHOWN_PER_REASON:
-            detail = self._told(detail)
-            known.append(f"{source}: {detail}" if detail else source)
+            known.append(self._told(f"{source}: {detail}" if detail else source))
 
     def _reject(self, row: dict[str, Any]) -> None:
-        row |= {key: self._told(value) for key, value in row.items() if key != "source"}
-        self._rejects.write(msgspec.json.encode(row) + b"\n")
+        self._rejects.write(msgspec.json.encode(self._told(row)) + b"\n")
 
     def _told(self, value: Any) -> Any:
-        """What may stand in the folder: with --pii mask no string, wherever it comes from."""
+        """What may stand in the folder: with --pii mask nothing personal, wherever it stands."""
         if self._settings.pii != "mask":
             return value
-        if isinstance(value, str):
-            from chatbench.corpus.cleaning.pii.finder import masked
+        from chatbench.corpus.cleaning.pii.everywhere import masked_value
 
-            return masked(value)[0]
-        if isinstance(value, list):
-            return [self._told(entry) for entry in value]
-        if isinstance(value, dict):
-            return {key: self._told(entry) for key, entry in value.items()}
-        return value
+        return masked_value(value)
 
 
 def excerpt(document: Document) -> str:
