@@ -79,16 +79,21 @@ def test_kill_9_at_any_moment_changes_no_byte_of_what_the_next_run_makes(
         remove_folder(out)
 
 
-def test_ctrl_c_leaves_finished_parts_at_most_and_the_next_run_goes_on(
-    tmp_path: Path, rows: Path
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.STOPPED)],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_an_interruption_leaves_finished_parts_at_most_and_the_next_run_goes_on(
+    tmp_path: Path, rows: Path, sent: signal.Signals, code: ExitCode
 ) -> None:
     with started(rows, tmp_path / "corpus") as child:
         while not (tmp_path / ".corpus.parts" / "key").exists():
             assert child.poll() is None, "it ended before it was interrupted"
             time.sleep(0.005)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(sent)
         out, complaint = child.communicate()
-    assert child.returncode == ExitCode.INTERRUPTED == 130, complaint
+    assert child.returncode == code, complaint
     assert out == b""
     assert os.listdir(tmp_path) in ([], [".corpus.parts"])
     with started(rows, tmp_path / "corpus") as child:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -39,7 +41,7 @@ from chatbench.corpus.sources.parts import PART_BYTES, Slice, plan_parts
 from chatbench.corpus.sources.reading import PartReader, PartResult, read_options, rejects_path
 from chatbench.corpus.split import SPLITS
 from chatbench.corpus.vocabulary import check_tokenizer, corpus_tokenizer
-from chatbench.errors import DataError, UsageError
+from chatbench.errors import DataError, ExitCode, Stopped, UsageError
 from chatbench.settings import PreprocessSettings
 from chatbench.storage import new_folder, pretty_json, require_own
 from chatbench.text.rendering import render_arrays
@@ -87,14 +89,32 @@ def _work_folder(out: Path) -> Iterator[Path]:
     work = out.with_name(f".{out.name}.parts")
     work.mkdir(parents=True, exist_ok=True)
     try:
-        yield work
-    except (KeyboardInterrupt, WorkerLost, MemoryError):
+        with _stopped_by_sigterm():
+            yield work
+    except (KeyboardInterrupt, Stopped, WorkerLost, MemoryError):
         console.say(f"finished parts are kept in {work}: the same command goes on from there")
         raise
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block with exit code 75, as it ends a training."""
+
+    def stop(*_: object) -> None:
+        raise Stopped("stopped by SIGTERM", ExitCode.STOPPED, hint="the same command goes on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Build:
