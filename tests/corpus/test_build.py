@@ -12,15 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
+from corpus.corpora import build, rows_of
 
 from chatbench.conversation import as_json, parse_messages
-from chatbench.corpus.build import preprocess
 from chatbench.corpus.ledger import Account
-from chatbench.corpus.shards import Corpus, open_corpus
+from chatbench.corpus.shards import Corpus
 from chatbench.errors import DataError, ExitCode, UsageError
-from chatbench.settings import PreprocessSettings
 from chatbench.storage import MANIFEST
 from chatbench.text.template import render, render_texts
 from conftest import sample_chats, sample_texts, write_jsonl
@@ -28,15 +26,6 @@ from conftest import sample_chats, sample_texts, write_jsonl
 LINES = [("{", "bad JSON"), ("5", "not an object"), ('{"x": 1}', "bad row"), ("", ""),
          ("row", "row")]  # fmt: skip
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def build(out: Path, *inputs: Path, **settings: Any) -> Corpus:
-    given = {
-        "vocab_size": 300, "val_fraction": 0.2, "test_fraction": 0.2, "profile": False,
-        "workers": 1, **settings,
-    }  # fmt: skip
-    made = preprocess(PreprocessSettings(inputs=list(map(str, inputs)), out=str(out), **given))
-    return open_corpus(made)
 
 
 def sample_rows(count: int) -> list[dict[str, Any]]:
@@ -64,10 +53,6 @@ def content(row: dict[str, Any]) -> str:
 
 def held_out(folder: Path, name: str) -> list[dict[str, Any]]:
     return rows_of(folder / f"{name}.jsonl")
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 # ---- the ledger

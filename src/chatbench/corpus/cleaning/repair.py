@@ -63,9 +63,7 @@ _TRAILING = re.compile(f"\n(?<=[{_SPACES}]\n)")
 def ready() -> None:
     """Raise UsageError when the package that finds mojibake is absent."""
     if find_spec("ftfy") is None:
-        raise UsageError(
-            "repairing text needs ftfy", hint='pip install "chatbench[data]", or --no-repair'
-        )
+        raise UsageError("repairing text needs ftfy", hint="pip install ftfy, or give --no-repair")
 
 
 def repair(documents: Sequence[Document]) -> tuple[list[Document | Dropped], Counts]:

@@ -121,15 +121,13 @@ def _codec(head: bytes, options: ReadOptions) -> str | None:
 def read_blob(blob: Blob, options: ReadOptions, said: Callable[[str], None]) -> Iterator[Record]:
     """All records of a blob, in flat memory; `said` is told once what it was taken for.
 
-    A later piece of a shared file is JSON Lines when its lines are, and else text. Raises
+    The pieces of a shared file come with the format and the encoding of the whole. Raises
     UsageError for an unknown format or encoding and for a package that is not installed, before any
     record, and whatever the handle raises for damaged input.
     """
     blob = fully_peekable(blob)
     head = blob.handle.peek(HEAD_BYTES)[:HEAD_BYTES]
     key, codec = sniff(head, blob.name, options)
-    if blob.first_line > 1 and options.format == _AUTO:
-        key = key if key in ("jsonl", "text") else "text"
     form = FORMATS[key]
     if codec is not None and options.encoding == _AUTO and head.isascii():
         # What is not ASCII may come late.

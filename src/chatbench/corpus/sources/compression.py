@@ -6,6 +6,7 @@ import bz2
 import io
 import lzma
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -181,9 +182,9 @@ class Stream(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    @abstractmethod
     def _next(self, limit: int) -> bytes:
         """Some bytes, at most `limit`; none at the end."""
-        raise NotImplementedError
 
     def readinto(self, buffer: Any) -> int:
         """Fills all of the buffer unless the content ends, so that a peek shows what there is."""
