@@ -36,6 +36,7 @@ CODES = (*SCRIPTS, *_SCRIPT_OF, MIXED, NONE)
 
 _MAJORITY = 0.6  # a script with less of the units does not name the text
 _KANA_SHARE = 0.1  # of Han and kana: a Chinese text may quote a Japanese name, not more
+_ROUNDING = 1e-9  # a text at one of these borders must not fall to the side of its rounding
 _TWO_SCRIPTS = 0.9  # two scripts that hold this much together name a mixed text
 _MIN_LETTERS = 20  # below, py3langid guesses
 _JUDGED_CHARS = 500  # four times as many changed one verdict of 1,578 real texts
@@ -59,7 +60,7 @@ def languages(texts: Sequence[str]) -> list[str]:
     A word is a Han character, two kana or Hangul syllables, or five letters.
     """
     shares = _shares(texts)
-    kana = shares[:, _KANA] >= _KANA_SHARE * (shares[:, _HAN] + shares[:, _KANA])
+    kana = shares[:, _KANA] >= _KANA_SHARE * (shares[:, _HAN] + shares[:, _KANA]) - _ROUNDING
     japanese = kana & (shares[:, _KANA] > 0)
     shares[japanese, _KANA] += shares[japanese, _HAN]
     shares[japanese, _HAN] = 0
@@ -68,7 +69,7 @@ def languages(texts: Sequence[str]) -> list[str]:
     first = shares.argmax(axis=1)
     top = shares[np.arange(len(shares)), first]
     return [
-        _NAMES[name] if share >= _MAJORITY and name != _OTHER else _mixture(row)
+        _NAMES[name] if share >= _MAJORITY - _ROUNDING and name != _OTHER else _mixture(row)
         for name, share, row in zip(first.tolist(), top.tolist(), shares, strict=True)
     ]
 
@@ -128,7 +129,7 @@ def _mixture(row: npt.NDArray[np.float64]) -> str:
     if row.sum() == 0:
         return NONE
     (second, first) = (int(n) for n in np.argsort(row, kind="stable")[-2:])
-    if _OTHER in (first, second) or row[first] + row[second] < _TWO_SCRIPTS:
+    if _OTHER in (first, second) or row[first] + row[second] < _TWO_SCRIPTS - _ROUNDING:
         return MIXED
     return "+".join(_NAMES[n] for n in sorted((first, second)))
 
