@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chatbench.model.attention import LayerCache
+from chatbench.model.attention import LayerCache, Reach
 from chatbench.model.transformer import ModelConfig
 
 _FIRST_CAPACITY = 128
@@ -47,8 +47,9 @@ class KVCache:
         rows = slice(first, first + count)
         held = self.lengths[rows]
         lengths = torch.tensor(held, device=self._device)
+        reach = Reach(lengths, max(held), held)
         return [
-            LayerCache(k[rows], v[rows], lengths, max(held))
+            LayerCache(k[rows], v[rows], lengths, reach.longest, reach)
             for k, v in zip(self._keys, self._values, strict=True)
         ]
 
