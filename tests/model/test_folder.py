@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatbench.engine.engine import Engine, Request
-from chatbench.errors import IntegrityError, UsageError
+from chatbench.errors import IntegrityError, UsageError, UserError
 from chatbench.model.folder import (
     CONFIG,
     WEIGHTS,
@@ -200,13 +200,12 @@ def test_the_spellings_of_transformers_4_and_5_read_alike(
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"use_sliding_window": True}, "sliding-window"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "scaled rotary"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "scaled rotary"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "scaled rotary"),
-        ({"attention_bias": True}, "attention biases"),
-        ({"hidden_act": "gelu"}, "gelu"),
+        ({"num_experts": 8}, "num_experts"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization": {"bits": 4, "group_size": 64}}, "quantised"),
+        ({"model_type": "my_gpt", "auto_map": {"AutoModel": "m.py"}}, "trust_remote_code"),
         ({"model_type": "gpt_oss"}, "gpt_oss"),
         ({"model_type": None}, "model_type"),
         ({"model_type": ["qwen3"]}, CONFIG),
@@ -220,7 +219,7 @@ def test_what_is_not_computed_here_is_refused_by_name(
     folder: Path, change: dict[str, Any], word: str
 ) -> None:
     edit_config(folder, **change)
-    refused(folder, CONFIG, word)
+    refused(folder, str(folder), word)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "num_attention_heads", "max_position_embeddings"])
@@ -266,13 +265,56 @@ def test_weights_cut_short_are_named(folder: Path, where: str) -> None:
 
 def test_a_pickle_under_the_name_of_the_weights_is_not_opened(folder: Path) -> None:
     torch.save(weights_of(folder), folder / WEIGHTS)
-    refused(folder, str(folder / WEIGHTS), "damaged")
+    refused(folder, str(folder / WEIGHTS), "pickle", "save_pretrained")
 
 
-def test_pickles_beside_a_missing_file_are_not_taken(folder: Path) -> None:
-    torch.save(weights_of(folder), folder / "pytorch_model.bin")
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("pytorch_model.bin", "pickle"),
+        ("pytorch_model-00001-of-00002.bin", "pickle"),
+        ("model.PT", "pickle"),
+        ("权重.pth", "pickle"),
+        ("last.ckpt", "pickle"),
+        ("model.pkl", "pickle"),
+        ("tf_model.h5", "TensorFlow"),
+        ("flax_model.msgpack", "Flax"),
+        ("model-q4.gguf", "GGUF"),
+        ("model.onnx", "ONNX"),
+    ],
+)
+def test_other_weights_are_not_taken_but_named(folder: Path, name: str, word: str) -> None:
+    torch.save(weights_of(folder), folder / name)
     (folder / WEIGHTS).unlink()
-    refused(folder, WEIGHTS, "pickles")
+    refused(folder, str(folder), name, word)
+    (folder / CONFIG).unlink()
+    refused(folder, str(folder), name, word)
+
+
+def test_the_weights_are_named_rather_than_what_lies_beside_them(folder: Path) -> None:
+    for name in ("args.bin", "pytorch_model.bin", "vocab.pkl"):
+        (folder / name).write_bytes(b"")
+    (folder / WEIGHTS).unlink()
+    refused(folder, "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "word"),
+    [
+        ("model.pt", 4, "pickle"),
+        ("model.gguf", 2, "GGUF"),
+        ("tf_model.h5", 2, "TensorFlow"),
+        (WEIGHTS, 2, "name the folder it lies in"),
+        ("说明.txt", 2, "holds no model"),
+    ],
+)
+def test_a_file_in_place_of_a_folder_is_named(
+    tmp_path: Path, name: str, code: int, word: str
+) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UserError, match=word) as caught:
+        open_model(tmp_path / name, CPU)
+    assert caught.value.exit_code == code
 
 
 def test_a_weight_that_is_missing_is_named(folder: Path, rng: random.Random) -> None:

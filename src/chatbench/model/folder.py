@@ -1,29 +1,60 @@
-"""open_model and save_model: a model folder is a Hugging Face folder."""
+"""open_model and write_model: a model folder is a Hugging Face folder."""
 
 from __future__ import annotations
 
-import json
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
 from torch import Tensor
 
-from chatbench.errors import IntegrityError, UsageError
-from chatbench.model.architectures import qwen3
-from chatbench.model.attention import rotary_table
+from chatbench import console
+from chatbench.errors import IntegrityError, UsageError, did_you_mean
+from chatbench.hub import fetch, is_hub_name
+from chatbench.model.architectures import ARCHITECTURES
+from chatbench.model.finding import (
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    LARGEST_CONFIG,
+    find_base,
+    find_model,
+    tokenizer_folder,
+)
+from chatbench.model.reading import read_object, shown
 from chatbench.model.transformer import GPT, ModelConfig
+from chatbench.model.unreadable import find_unreadable
+from chatbench.model.weights import (
+    LARGEST_SHARD,
+    READABLE,
+    WEIGHTS,
+    StoredWeights,
+    open_weights,
+    write_weights,
+)
 from chatbench.storage import read_manifest, verify_files, write_json
 from chatbench.text.tokenizer import Tokenizer, open_tokenizer
 
-ARCHITECTURES: dict[str, ModuleType] = {"qwen3": qwen3}
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "OpenedModel",
+    "find_base",
+    "find_model",
+    "open_model",
+    "read_config",
+    "read_provenance",
+    "read_weights",
+    "stored_weights",
+    "tokenizer_folder",
+    "write_model",
+]
+
+_MOST = {"n_layers": 1024, "context": 1 << 24}
+_LARGEST_SIZE = 1 << 40
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 class OpenedModel(NamedTuple):
@@ -32,155 +63,279 @@ class OpenedModel(NamedTuple):
     folder: Path
 
 
-def find_model(path: Path) -> Path:
-    """The model folder that `path` names: itself, a run's `model/`, or its newest checkpoint.
-
-    Raises UsageError when there is none.
-    """
-    if (path / CONFIG).is_file() or (path / WEIGHTS).is_file():
-        return path
-    if (path / "model").is_dir():
-        return path / "model"
-    checkpoints = sorted(path.glob("checkpoints/step-*/model"))
-    if checkpoints:
-        return checkpoints[-1]
-    if not path.exists():
-        near = [p.name for p in path.absolute().parent.glob("*")][:200]
-        close = get_close_matches(path.name, near, n=1, cutoff=0.75)
-        hint = (
-            f"did you mean {path.parent / close[0]}?" if close else "train one, or check the path"
-        )
-        raise UsageError(f"{path} does not exist", hint=hint)
-    raise UsageError(
-        f"{path} holds no model", hint="name a folder with config.json, or a run folder"
-    )
-
-
-def open_model(path: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> OpenedModel:
+def open_model(
+    path: str | Path, device: torch.device, dtype: torch.dtype = torch.float32, *,
+    quantize: str = "none", template: str | None = None,
+) -> OpenedModel:  # fmt: skip
     """Find, verify and load a model with its tokenizer, ready to compute on `device`.
 
-    Raises UsageError (nothing there), IntegrityError (damaged, incomplete or not supported).
+    `path`: a model, adapter, run or checkpoint folder, or hf://owner/name, which is fetched.
+    `quantize`: none, int8 or int4. `template`: a chat template's name or file, in place of its own.
+    Raises UsageError (nothing there), IntegrityError (damaged, incomplete, hostile or not
+    supported), EnvironmentFault (no network, memory or permission).
     """
-    folder = find_model(path)
+    place = fetch(str(path)) if is_hub_name(path) else Path(path)
+    folder = find_model(place)
     try:
-        return _open(folder, device, dtype)
+        opened = _open(folder, device, dtype, template)
     except FileNotFoundError as error:  # a run in progress drops its oldest checkpoints
         raise IntegrityError(
             f"{error.filename} went away while {folder} was read", hint="try again"
         ) from error
+    if quantize != "none":
+        from chatbench.model.quantize import quantize_model
+
+        quantize_model(opened.model, quantize)
+    return opened
 
 
-def _open(folder: Path, device: torch.device, dtype: torch.dtype) -> OpenedModel:
-    # A checkpoint's manifest lies above its model/.
-    for holder in (folder, folder.parent) if folder.name == "model" else (folder,):
-        manifest = read_manifest(holder)
-        if manifest is not None:
-            verify_files(holder, manifest)
-            break
-    tokenizer = open_tokenizer(folder)
+def _open(
+    folder: Path, device: torch.device, dtype: torch.dtype, template: str | None
+) -> OpenedModel:
+    base = find_base(folder)
+    if base is None:
+        return _open_whole(folder, device, dtype, template)
+    _verify(folder)
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        raise find_unreadable(folder) or IntegrityError(f"{folder} has no {ADAPTER_WEIGHTS}")
+    opened = _open_whole(base, device, dtype, template, tokenizer_folder(folder))
+    from chatbench.model.lora import fold, load_adapter
+
+    load_adapter(opened.model, folder)
+    # As fast as a whole model, and plain weights for whoever trains, quantises or writes it.
+    fold(opened.model)
+    opened.model.eval()
+    return opened._replace(folder=folder)
+
+
+def _open_whole(
+    folder: Path, device: torch.device, dtype: torch.dtype, template: str | None,
+    tokenizer_place: Path | None = None,
+) -> OpenedModel:  # fmt: skip
+    _verify(folder)
     config = read_config(folder)
+    stored = open_weights(folder)
+    with _naming(folder):
+        _require_plausible(config, stored)
+    tokenizer = open_tokenizer(tokenizer_place or folder, template)
     if tokenizer.vocab_size > config.vocab_size:
         raise IntegrityError(
             f"{folder} has a tokenizer of {tokenizer.vocab_size} entries for a model of "
             f"{config.vocab_size}",
             hint="use the tokenizer it was trained with",
         )
-    model = _build(config, read_weights(folder))
-    return OpenedModel(model.to(device, dtype).eval(), tokenizer, folder)
+    with _naming(folder):
+        return OpenedModel(_build(config, stored, device, dtype).eval(), tokenizer, folder)
 
 
-def _build(config: ModelConfig, weights: dict[str, Tensor]) -> GPT:
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Say in which folder it is what an error inside speaks of."""
+    try:
+        yield
+    except IntegrityError as error:
+        if str(folder) in error.message:
+            raise
+        raise IntegrityError(f"{folder}: {error.message}", hint=error.hint) from error
+
+
+def _verify(folder: Path) -> None:
+    """Against the manifest, where there is one of ours. A checkpoint's lies above its model/."""
+    for holder in (folder, folder.parent) if folder.name == "model" else (folder,):
+        manifest = read_manifest(holder)
+        if manifest is not None:
+            strange = next((n for n in manifest.files if ".." in Path(n).parts or n[:1] == "/"), "")
+            if strange:
+                raise IntegrityError(f"the manifest of {holder} names {shown(strange)}")
+            verify_files(holder, manifest)
+            return
+
+
+def _require_plausible(config: ModelConfig, stored: StoredWeights) -> None:
+    """Whether weights of this size can be those of this config, before anything of the config's
+    sizes is made. Raises IntegrityError."""
+    for name, value in config._asdict().items():
+        most = _MOST.get(name, _LARGEST_SIZE)
+        if type(value) is int and value > most:
+            said = f"{value:,}" if value < 1 << 64 else "a number of more than 64 bits"
+            raise IntegrityError(f"{CONFIG} says {name} {said}, chatbench computes up to {most:,}")
+    block = config.hidden_size * (config.n_heads * config.head_dim + config.ffn_size)
+    tables = config.hidden_size * config.vocab_size
+    if config.positions == "learned":
+        tables += config.hidden_size * config.context
+    wanted, there = config.n_layers * block + tables, stored.elements()
+    if wanted > there:
+        raise IntegrityError(
+            f"{CONFIG} describes a model of more than {wanted:.3g} weights, but {there:.3g} are "
+            "stored",
+            hint="take both files from the same model",
+        )
+
+
+def _build(
+    config: ModelConfig, stored: StoredWeights, device: torch.device, dtype: torch.dtype
+) -> GPT:
     """A model that owns these weights: nothing is initialised, nothing copied."""
     with torch.device("meta"):
         model = GPT(config)
-    wanted = stored_weights(model)
-    if config.tie_embeddings:
-        weights.pop("lm_head.weight", None)
-    check_weights(wanted, weights)
+    outline = _in_our_words(config, stored.skeleton().items())
+    if config.tie_embeddings and _HEAD in outline:
+        # Some files repeat a tied head; a few hold it in place of the embedding.
+        outline.setdefault(_EMBEDDING, outline[_HEAD])
+        outline.pop(_HEAD)
+    check_weights(stored_weights(model), outline)
+    weights = _in_our_words(config, stored.each(dtype, device))
+    head = weights.pop(_HEAD, None) if config.tie_embeddings else None
+    if head is not None and not torch.equal(weights.setdefault(_EMBEDDING, head), head):
+        # As transformers since version 5: what is stored says more than what is noted about it.
+        console.notice("the output head differs from the embeddings it is said to be, so it counts")
+        with torch.device("meta"):
+            model = GPT(config._replace(tie_embeddings=False))
+        weights[_HEAD] = head
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie()
-    model.rotary = rotary_table(config.context, config.head_dim, config.rope_theta)
     return model
 
 
+def _in_our_words(config: ModelConfig, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Hub weights by our names and layouts, one by one, so that no two copies of all are held."""
+    architecture = ARCHITECTURES[config.model_type]
+    found: dict[str, Tensor] = {}
+    for name, weight in named:
+        try:
+            ours = architecture.from_hub({name: weight}, config)
+        except (RuntimeError, LookupError, ValueError, TypeError) as error:
+            raise IntegrityError(f"{shown(name)} is not what {CONFIG} says: {error}") from error
+        twice = found.keys() & ours.keys()
+        if twice:
+            raise IntegrityError(f"the weights hold {shown(min(twice))} twice")
+        found |= {key: value.contiguous() for key, value in ours.items()}
+    return found
+
+
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """What `write_model` noted about where a model came from; empty for other models."""
-    raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    noted = raw.get("chatbench")
+    """What `write_model` noted about where a model, or an adapter's base, came from; empty for
+    other models."""
+    noted = _read_raw(find_base(folder) or folder).get("chatbench")
     return noted if isinstance(noted, dict) else {}
+
+
+def _read_raw(folder: Path) -> dict[str, Any]:
+    try:
+        return read_object(folder / CONFIG, LARGEST_CONFIG)
+    except FileNotFoundError:
+        raise IntegrityError(f"{folder} has no {CONFIG}") from None
 
 
 def read_config(folder: Path) -> ModelConfig:
     """config.json in our words. Raises IntegrityError."""
-    path = folder / CONFIG
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        architecture = ARCHITECTURES.get(raw.get("model_type"))
-    except FileNotFoundError:
-        raise IntegrityError(f"{folder} has no {CONFIG}") from None
-    except (ValueError, AttributeError, TypeError) as error:
-        raise IntegrityError(f"{path} is not a readable configuration: {error}") from error
+    raw, path = _read_raw(folder), folder / CONFIG
+    kind = raw.get("model_type")
+    architecture = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
     if architecture is None:
+        if raw.get("auto_map"):
+            hint = "it comes with code of its own (trust_remote_code), which is never run here"
+        else:
+            hint = did_you_mean(kind if isinstance(kind, str) else "", list(ARCHITECTURES))
         raise IntegrityError(
-            f"{path} is of model_type {raw.get('model_type')!r}, which chatbench does not compute",
-            hint=f"known: {', '.join(ARCHITECTURES)}",
+            f"{path} is of model_type {shown(kind)}, which chatbench does not compute", hint=hint
         )
+    _refuse_quantised(path, raw)
     try:
+        with _naming(folder):
+            found = architecture.read(raw)
         # As a tuple, or the types would not be looked at.
-        return msgspec.convert(tuple(architecture.read(raw)), ModelConfig).check()
-    except (msgspec.ValidationError, AttributeError, TypeError, UsageError) as error:
+        return msgspec.convert(tuple(found), ModelConfig).check()
+    except (
+        msgspec.ValidationError, AttributeError, LookupError, TypeError, ValueError,
+        OverflowError, UsageError,
+    ) as error:  # fmt: skip
         raise IntegrityError(f"{path} does not describe a model: {error}") from error
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """model.safetensors, whole. Raises IntegrityError."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise IntegrityError(
-            f"{folder} has no {WEIGHTS}", hint="other weight files, pickles above all, are not read"
-        )
-    try:
-        # Read, not mapped: a file that shrinks under a mapping kills the process.
-        return dict(load(path.read_bytes()))
-    except (SafetensorError, ValueError) as error:
-        raise IntegrityError(
-            f"{path} is damaged: {error}", hint="restore it from a copy or make it again"
-        ) from error
+def _refuse_quantised(path: Path, raw: dict[str, Any]) -> None:
+    noted = raw.get("quantization_config") or raw.get("quantization")
+    if not noted:
+        return
+    method = noted.get("quant_method", "") if isinstance(noted, dict) else ""
+    by = f" by {shown(method)}" if method else ""
+    raise IntegrityError(
+        f"the weights of {path.parent} are quantised{by}, in a form that chatbench does not read",
+        hint="take the model it was made from; --quantize int8 makes it small when it is opened",
+    )
+
+
+def read_weights(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """All weights of a folder by their hub names, as stored or in `dtype`.
+
+    Raises IntegrityError, EnvironmentFault.
+    """
+    return open_weights(folder).read(dtype)
 
 
 def check_weights(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Names and shapes must match. Raises IntegrityError."""
+    """Names, shapes and that they are floating-point numbers. Raises IntegrityError."""
     missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     if missing or extra:
-        what = f"lacks {min(missing)}" if missing else f"holds an unknown {min(extra)}"
-        raise IntegrityError(f"{WEIGHTS} {what}, so it does not belong to its {CONFIG}")
+        name = min(missing or extra)
+        what = f"lack {shown(name)}" if missing else f"hold an unknown {shown(name)}"
+        hint = "set tie_word_embeddings there" if missing == {_HEAD} else None
+        raise IntegrityError(
+            f"the weights ({WEIGHTS}) {what}, so they do not belong to their {CONFIG}", hint=hint
+        )
     for name, parameter in wanted.items():
         if parameter.shape != found[name].shape:
             raise IntegrityError(
                 f"{WEIGHTS}: {name} has shape {tuple(found[name].shape)}, "
                 f"{CONFIG} wants {tuple(parameter.shape)}"
             )
+        if found[name].dtype not in READABLE.values():
+            raise IntegrityError(
+                f"{WEIGHTS}: {name} is not stored in floating-point numbers of 16 bits or more",
+                hint="take the model before it was quantised",
+            )
 
 
 def stored_weights(model: GPT) -> dict[str, Tensor]:
-    """Parameters by hub name, tied ones once."""
+    """Parameters by our names, tied ones once."""
     return {name: p.detach() for name, p in sorted(model.named_parameters())}
 
 
 def write_model(
     folder: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer,
-    provenance: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None, *, largest_shard: int = LARGEST_SHARD,
 ) -> None:  # fmt: skip
-    """Fill a folder that `storage.new_folder` made, so that transformers opens it."""
+    """Fill a folder that `storage.new_folder` made, so that transformers opens it.
+
+    `weights` have our names; they are stored in their dtype where it is one of float32, bfloat16
+    and float16 for all of them, else in float32.
+    """
     folder.mkdir(exist_ok=True)
-    raw = ARCHITECTURES[config.model_type].write(config)
-    stops = [tokenizer.turn_end, tokenizer.end_of_text]
-    tokens = {"eos_token_id": tokenizer.turn_end, "pad_token_id": tokenizer.end_of_text}
+    architecture = ARCHITECTURES[config.model_type]
+    kinds = {weight.dtype for weight in weights.values()}
+    dtype = kinds.pop() if len(kinds) == 1 else torch.float32
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        dtype = torch.float32
+    raw = architecture.write(config)
+    raw |= dict.fromkeys(raw.keys() & {"dtype", "torch_dtype"}, str(dtype).removeprefix("torch."))
+    tokens = _special_ids(tokenizer)
     write_json(folder / CONFIG, {**raw, **tokens, "chatbench": provenance or {}})
-    write_json(
-        folder / "generation_config.json",
-        {"eos_token_id": stops, "pad_token_id": tokenizer.end_of_text},
-    )
-    contiguous = {name: w.to("cpu", torch.float32).contiguous() for name, w in weights.items()}
-    save_file(contiguous, folder / WEIGHTS, metadata={"format": "pt"})
+    first = tokens["eos_token_id"]
+    stops = [first, *sorted(tokenizer.stops - {first})]
+    write_json(folder / "generation_config.json", {**tokens, "eos_token_id": stops})
+    named = architecture.to_hub(weights, config)
+    write_weights(folder, named, dtype=dtype, largest_shard=largest_shard)
     tokenizer.save(folder, config.context)
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids that config.json names, by the tokenizer's own settings."""
+    if tokenizer.is_native:
+        return {"eos_token_id": tokenizer.turn_end, "pad_token_id": tokenizer.end_of_text}
+    ids = {"eos_token_id": tokenizer.end_of_text, "pad_token_id": tokenizer.end_of_text}
+    for key in ("bos_token", "eos_token", "pad_token"):
+        token = tokenizer.settings.get(key)
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str) and text in tokenizer.controls:
+            ids[f"{key}_id"] = tokenizer.controls[text]
+    return ids

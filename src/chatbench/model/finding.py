@@ -1,0 +1,104 @@
+"""Which folder is meant by a path: a model, an adapter and its base, a run or a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+from chatbench.errors import IntegrityError, UsageError
+from chatbench.hub import PREFIX, cached
+from chatbench.model.reading import read_object, shown
+from chatbench.model.unreadable import PICKLES, find_unreadable, name_suffix
+from chatbench.model.weights import INDEX, WEIGHTS
+from chatbench.text.tokenizer_files import TOKENIZER_FILE
+
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+LARGEST_CONFIG = 1_000_000  # bytes
+_MARKS = (CONFIG, WEIGHTS, WEIGHTS + INDEX, ADAPTER_CONFIG)
+
+
+def find_model(path: Path) -> Path:
+    """The model or adapter folder that `path` names: itself, a run's `model/`, or its newest
+    checkpoint.
+
+    Raises UsageError when there is none.
+    """
+    if any(os.path.lexists(path / name) for name in _MARKS):
+        return path
+    if (path / "model").is_dir():
+        return path / "model"
+    checkpoints = sorted(path.glob("checkpoints/step-*/model"))
+    if checkpoints:
+        return checkpoints[-1]
+    if not path.exists():
+        raise UsageError(f"{path} does not exist", hint=_near(path))
+    if path.is_file():
+        raise _explain_file(path)
+    raise find_unreadable(path) or UsageError(
+        f"{path} holds no model", hint="name a folder with config.json, or a run folder"
+    )
+
+
+def _near(path: Path) -> str:
+    names = [p.name for p in path.absolute().parent.glob("*")][:200]
+    close = get_close_matches(path.name, names, n=1, cutoff=0.75)
+    if close:
+        return f"did you mean {path.parent / close[0]}?"
+    if len(path.parts) == 2 and not path.is_absolute():
+        return f"train one, check the path, or fetch {PREFIX}{path} from the hub"
+    return "train one, or check the path"
+
+
+def _explain_file(path: Path) -> UsageError | IntegrityError:
+    answer = name_suffix(path)
+    if answer is None:
+        hint = "name the folder it lies in" if path.suffix in (".safetensors", ".json") else None
+        return UsageError(f"{path} is a file and holds no model to open", hint=hint)
+    what, hint = answer
+    return (IntegrityError if answer == PICKLES else UsageError)(f"{path} is {what}", hint=hint)
+
+
+def find_base(folder: Path) -> Path | None:
+    """The model folder that an adapter folder belongs to; None for a folder that is a model.
+
+    A base is looked for beside the adapter, below the working directory, and among what was
+    fetched from the hub before; an adapter never makes the program connect to anything.
+    Raises UsageError (it is not here), IntegrityError (not said, or an adapter itself).
+    """
+    if not (folder / ADAPTER_CONFIG).is_file() or _holds_weights(folder):
+        return None
+    name = read_object(folder / ADAPTER_CONFIG, LARGEST_CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise IntegrityError(f"{folder / ADAPTER_CONFIG} does not say base_model_name_or_path")
+    name = name.removeprefix(PREFIX)
+    places = [place for place in (folder / name, Path(name)) if os.path.isdir(place)]
+    place = places[0] if places else cached(name)
+    if place is None:
+        raise UsageError(
+            f"{folder} is an adapter for {shown(name)}, which is not here",
+            hint=f"fetch it once with -m {PREFIX}OWNER/NAME, or write the folder it lies in into "
+            f"{ADAPTER_CONFIG}",
+        )
+    base = find_model(place)
+    if (base / ADAPTER_CONFIG).is_file() and not _holds_weights(base):
+        raise IntegrityError(
+            f"{folder} is an adapter for {base}, which is an adapter itself",
+            hint="merge that one first: chatbench export --to hf",
+        )
+    return base
+
+
+def _holds_weights(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and any(
+        (folder / name).is_file() for name in (WEIGHTS, WEIGHTS + INDEX)
+    )
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where the tokenizer of a model or adapter folder lies: there, or in the adapter's base."""
+    if (folder / TOKENIZER_FILE).is_file():
+        return folder
+    return find_base(folder) or folder

@@ -1,0 +1,111 @@
+"""The parts of a block, each with the variants that a ModelConfig can name.
+
+Legend: B rows, T tokens, C width, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from chatbench.model.attention import AttentionSpec, LayerCache, Packing, attention, rotate
+from chatbench.model.config import Activation, ModelConfig
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "tanh": torch.tanh,
+}
+
+
+class RMSNorm(nn.Module):
+    """Zhang & Sennrich 2019."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """The norm over the width that the config names."""
+    if config.norm == "layer":
+        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+    return RMSNorm(config.hidden_size, config.norm_eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        inner = config.n_heads * config.head_dim
+        inner_kv = config.n_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, inner_kv, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, inner_kv, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=config.out_bias)
+        self.spec = AttentionSpec()
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(
+        self, x: Tensor, rotary: Tensor | None, packing: Packing | None, cache: LayerCache | None
+    ) -> Tensor:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q, k = self.q_proj(x).view(heads), self.k_proj(x).view(heads)
+        v = self.v_proj(x).view(heads)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        out: Tensor = self.o_proj(attention(q, k, v, self.spec, packing, cache).flatten(2))
+        return out
+
+
+class FeedForward(nn.Module):
+    """down(act(gate(x))·up(x)) (Shazeer 2020), or down(act(up(x)))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gated = config.gated
+        self.activation = ACTIVATIONS[config.activation]
+        if config.gated:
+            self.gate_proj = nn.Linear(config.hidden_size, config.ffn_size, bias=config.ffn_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.ffn_size, bias=config.ffn_bias)
+        self.down_proj = nn.Linear(config.ffn_size, config.hidden_size, bias=config.ffn_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gated:
+            inner = self.activation(self.gate_proj(x)) * self.up_proj(x)
+        else:
+            inner = self.activation(self.up_proj(x))
+        out: Tensor = self.down_proj(inner)
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = make_norm(config)
+        self.post_attention_layernorm = make_norm(config)
+
+    def forward(
+        self, x: Tensor, rotary: Tensor | None, packing: Packing | None, cache: LayerCache | None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, packing, cache)
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x
