@@ -43,6 +43,7 @@ _PROBE_LINES = (
     "  two   three    four     \t\ttabs \t mixed\u00a0nbsp\u3000wide\u2003em\u2028line\u2029para",
     "\r\n\r\n \r \n  \r\n   x\n \n  \n   y \n\u0085nel\v\f",
     "a\x00b\x01\x1b[0m\x1c\x1d\x1e\x1f\x7f\x80\x9f end ....... !!!!!! ------ ====== ______ aaaaaaa",
+    "▁ ▁▁a a▁ <0x41> <0xE4><0xBD><0xA0> <unk><s>a</s> [INST] x [/INST]\n <|user|>\n</s>",
     "antidisestablishmentarianism HTTPServerError snake_case_name camelCaseName 茶茶茶茶茶茶",
 )
 

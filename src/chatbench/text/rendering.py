@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from chatbench.conversation import Message
+from chatbench.text.chat_templates import has_template
+from chatbench.text.template import ChatML, ChatTemplate
 from chatbench.text.tokenizer import Tokenizer
 
 
@@ -29,9 +31,20 @@ class RenderedArrays(NamedTuple):
 
 def render_arrays(tokenizer: Tokenizer, items: Sequence[Item]) -> RenderedArrays:
     """Everything to be learned or read, one document after the other; nothing for an item that
-    holds neither turns nor a text. Raises DataError for lone surrogates."""
+    holds neither turns nor a text. Raises DataError for lone surrogates, and as
+    `template.render` does."""
     if not any(item.turns or item.text is None for item in items):
         return _render_texts(tokenizer, [item.text or "" for item in items])
+    # A control text in front of a text needs no template.
+    needed = any(item.turns and item.text is None for item in items)
+    template = tokenizer.template if needed or has_template(tokenizer) else None
+    if isinstance(template, ChatML):
+        return _render_chatml(tokenizer, template, items)
+    return _render_foreign(tokenizer, template, items)
+
+
+def _render_chatml(tokenizer: Tokenizer, template: ChatML, items: Sequence[Item]) -> RenderedArrays:
+    """All contents encoded in one call, between turns that are always the same."""
     pieces = [
         piece
         for item in items
@@ -43,7 +56,7 @@ def render_arrays(tokenizer: Tokenizer, items: Sequence[Item]) -> RenderedArrays
     encoded, borders = tokenizer.encode_arrays(pieces)
     cuts = borders.tolist()
     heads: dict[str, npt.NDArray[np.uint32]] = {}
-    tail = np.array([tokenizer.turn_end, *tokenizer.encode("\n")], np.uint32)
+    tail = np.array([template.turn_end, *tokenizer.encode("\n")], np.uint32)
     parts: list[npt.NDArray[np.uint32]] = [np.zeros(0, np.uint32)]
     learned: list[int] = []
     starts = np.zeros(len(items) + 1, np.int64)
@@ -52,7 +65,7 @@ def render_arrays(tokenizer: Tokenizer, items: Sequence[Item]) -> RenderedArrays
         for message in item.turns:
             head = heads.get(message.role)
             if head is None:
-                ids = [tokenizer.turn_start, *tokenizer.encode(f"{message.role}\n")]
+                ids = [template.turn_start, *tokenizer.encode(f"{message.role}\n")]
                 head = heads[message.role] = np.array(ids, np.uint32)
             begin, end = cuts[number], cuts[number + 1]
             number += 1
@@ -68,6 +81,32 @@ def render_arrays(tokenizer: Tokenizer, items: Sequence[Item]) -> RenderedArrays
             size += end - begin + 1
         starts[place] = size
     return RenderedArrays(np.concatenate(parts), starts, _weights(learned, size))
+
+
+def _render_foreign(
+    tokenizer: Tokenizer, template: ChatTemplate | None, items: Sequence[Item]
+) -> RenderedArrays:
+    """Conversations one by one; a control text is read as a paragraph in front of its text."""
+    chats = [item.turns for item in items if item.text is None and item.turns]
+    rendered = iter(template.render_batch(chats) if template else ())
+    ids: list[int] = []
+    weights: list[int] = []
+    starts = [0]
+    for item in items:
+        if item.text is not None:
+            control = "".join(f"{message.content.strip()}\n\n" for message in item.turns)
+            read = tokenizer.encode(control) if control else []
+            learned = [*tokenizer.encode(item.text), tokenizer.end_of_text]
+            ids += read + learned
+            weights += [0] * len(read) + [1] * len(learned)
+        elif item.turns:
+            chat = next(rendered)
+            ids += chat.ids
+            weights += chat.weights
+        starts.append(len(ids))
+    return RenderedArrays(
+        np.array(ids, np.uint32), np.array(starts, np.int64), np.array(weights, np.uint8)
+    )
 
 
 def _weights(borders: Sequence[int], size: int) -> npt.NDArray[np.uint8]:

@@ -1,14 +1,15 @@
-"""A conversation becomes ids and weights piece by piece; its contents never become control tokens.
+"""A conversation becomes ids and weights; its contents never become control tokens.
 
-ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n`. Contents are stripped of outer white space, so
-the split pattern always parts `role\\n` from the content and the ids of a training prefix equal the
-ids of the chat prompt.
+Which ids is the business of the tokenizer's chat template: ChatML here, others in
+foreign_template.py. ChatML: `<|im_start|>role\\ncontent<|im_end|>\\n`. Contents are stripped of
+outer white space, so the split pattern always parts `role\\n` from the content and the ids of a
+training prefix equal the ids of the chat prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from chatbench.conversation import Message
 
@@ -38,40 +39,88 @@ class Rendered(NamedTuple):
     weights: list[int]
 
 
+class ChatTemplate(Protocol):
+    """How a model was taught to read conversations.
+
+    `source` is Jinja text that says the same to other programs. `turn_start` is the control token
+    that opens every turn, where there is one; `user_turn` are the ids that open a person's.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def turn_start(self) -> int | None: ...
+
+    @property
+    def user_turn(self) -> tuple[int, ...]: ...
+
+    def render_batch(self, conversations: Sequence[Sequence[Message]]) -> Iterable[Rendered]:
+        """Each conversation as it is trained on."""
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids after which the model writes the assistant's next reply."""
+
+
+class ChatML:
+    """The template of models trained here, piece by piece and without Jinja."""
+
+    name = "chatml"
+    source = CHAT_TEMPLATE
+
+    def __init__(self, tokenizer: Tokenizer, turn_start: int, turn_end: int) -> None:
+        self._tokenizer = tokenizer
+        self.turn_start = turn_start
+        self.turn_end = turn_end
+        self.user_turn = (turn_start, *tokenizer.encode("user\n"))
+
+    def render_batch(self, conversations: Sequence[Sequence[Message]]) -> Iterable[Rendered]:
+        """Each conversation; all contents are encoded in one parallel call."""
+        pieces = [
+            piece
+            for messages in conversations
+            for message in messages
+            for piece in (f"{message.role}\n", message.content.strip())
+        ]
+        encoded = iter(self._tokenizer.encode_batch(pieces))
+        newline = self._tokenizer.encode("\n")
+        for messages in conversations:
+            ids: list[int] = []
+            weights: list[int] = []
+            for message in messages:
+                header, content = next(encoded), next(encoded)
+                learned = int(message.role == "assistant" and message.weight)
+                ids += [self.turn_start, *header, *content, self.turn_end]
+                weights += [0] * (1 + len(header)) + [learned] * (len(content) + 1)
+                ids += newline
+                weights += [0] * len(newline)
+            yield Rendered(ids, weights)
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The turns, and the opening of the reply."""
+        turns = next(iter(self.render_batch([messages])))
+        return [*turns.ids, self.turn_start, *self._tokenizer.encode("assistant\n")]
+
+
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> Rendered:
-    """The ids a model is trained on for these turns."""
+    """The ids a model is trained on for these turns. Raises UsageError when the tokenizer has no
+    chat template or the template does not take these turns, IntegrityError when it is hostile."""
     return next(iter(render_batch(tokenizer, [messages])))
 
 
 def render_batch(
     tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]]
 ) -> Iterable[Rendered]:
-    """`render` of each; all contents are encoded in one parallel call."""
-    pieces = [
-        piece
-        for messages in conversations
-        for message in messages
-        for piece in (f"{message.role}\n", message.content.strip())
-    ]
-    encoded = iter(tokenizer.encode_batch(pieces))
-    newline = tokenizer.encode("\n")
-    for messages in conversations:
-        ids: list[int] = []
-        weights: list[int] = []
-        for message in messages:
-            header, content = next(encoded), next(encoded)
-            learned = int(message.role == "assistant" and message.weight)
-            ids += [tokenizer.turn_start, *header, *content, tokenizer.turn_end]
-            weights += [0] * (1 + len(header)) + [learned] * (len(content) + 1)
-            ids += newline
-            weights += [0] * len(newline)
-        yield Rendered(ids, weights)
+    """`render` of each."""
+    return tokenizer.template.render_batch(conversations) if conversations else ()
 
 
 def reply_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """The ids after which the model writes the assistant's next reply."""
-    opening = [tokenizer.turn_start, *tokenizer.encode("assistant\n")]
-    return [*render(tokenizer, messages).ids, *opening]
+    """The ids after which the model writes the assistant's next reply. Raises as `render`."""
+    return tokenizer.template.prompt(messages)
 
 
 def render_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterable[Rendered]:

@@ -199,4 +199,4 @@ def _with_merges(base: Tokenizer, content: dict[str, Any], learned: list[list[in
         vocab[spelled[token]] = token
         merges.append([spelled[left], spelled[right]])
     content["model"]["merges"] = merges
-    return Tokenizer(Backend.from_str(json.dumps(content)))
+    return Tokenizer(Backend.from_str(json.dumps(content)), base.files)

@@ -1,0 +1,356 @@
+"""What a stranger's template may spend and touch: sizes are checked before anything is built.
+
+Every operation is charged by the size of what it reads and makes, so neither time nor memory can
+grow beyond the allowance; the clock of the thread is a second limit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import date
+from functools import wraps
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from jinja2 import filters as jinja_filters
+from jinja2 import pass_environment
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import LoopContext, Undefined
+from jinja2.utils import Namespace
+
+if TYPE_CHECKING:
+    from chatbench.text.sandbox import Sandbox
+
+LARGEST = 1_000_000  # characters, or four for each entry, of any one value
+_ALLOWANCE, _ALLOWANCE_PER_TURN = 2_000_000, 20_000
+_SECONDS, _SECONDS_PER_TURN = 0.5, 0.002  # of this thread's processor time
+_CLOCK_EVERY = 64
+_LARGEST_INTEGER_BITS = 256
+_LONGEST_PRECISION = 30
+_CALL, _LOOK, _TURN = 20, 2, 5
+
+# What a template that asks for today's date gets: ids depend on the conversation, not on the day.
+FIXED_DATE = date(2024, 7, 26)
+
+_METHODS: dict[type, frozenset[str]] = {
+    str: frozenset(
+        (
+            "capitalize", "casefold", "center", "count", "endswith", "find", "format", "index",
+            "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "islower", "isnumeric",
+            "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition",
+            "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition",
+            "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title",
+            "upper",
+        )
+    ),
+    dict: frozenset(("get", "items", "keys", "values")),
+    list: frozenset(("count", "index")),
+    tuple: frozenset(("count", "index")),
+    LoopContext: frozenset(
+        (
+            "changed", "cycle", "depth", "depth0", "first", "index", "index0", "last", "length",
+            "nextitem", "previtem", "revindex", "revindex0",
+        )
+    ),
+}  # fmt: skip
+_ITERABLE: tuple[type, ...] = (
+    str, list, tuple, dict, range, type({}.keys()), type({}.values()), type({}.items()),
+)  # fmt: skip
+# A width in a conversion (`%9d`, `{:9}`) makes as many characters as it says.
+_WIDTH_OF_PERCENT = re.compile(r"%[^a-zA-Z%]*[0-9*]")
+_WIDTH_OF_BRACES = re.compile(r"\{[^{}]*:[^{}]*[0-9{]")
+_DATE_FORMAT = re.compile(r"[%A-Za-z ,.:/年月日-]{0,100}")
+
+
+class Overspent(SecurityError):
+    """A template went beyond its allowance."""
+
+
+class Meter:
+    """The allowance of one rendering of `turns` messages."""
+
+    def __init__(self, turns: int) -> None:
+        self._left = _ALLOWANCE + turns * _ALLOWANCE_PER_TURN
+        self._until = time.thread_time() + _SECONDS + turns * _SECONDS_PER_TURN
+        self._charges = 0
+
+    def charge(self, units: int) -> None:
+        """Take `units` off. Raises Overspent."""
+        self._left -= units
+        self._charges += 1
+        late = self._charges % _CLOCK_EVERY == 0 and time.thread_time() > self._until
+        if self._left < 0 or late:
+            raise Overspent("works longer than a chat template may")
+
+    def fits(self, size: float) -> None:
+        """Refuse to build what would be larger than any value may be. Raises Overspent."""
+        if size > LARGEST:
+            raise Overspent(f"wants to build a value of more than {LARGEST:,} characters")
+
+    def admit(self, value: Any) -> Any:
+        """`value`, when it is not too large. Raises Overspent."""
+        self.charge(_LOOK + weigh(value))
+        return value
+
+    def iterate(self, value: Any) -> list[Any]:
+        """The entries a loop goes over. Raises Overspent, TypeError, UndefinedError."""
+        if isinstance(value, Undefined):
+            return list(value)
+        if not _can_loop(value):
+            raise TypeError(f"a {type(value).__name__} is nothing to loop over")
+        self.charge(_TURN * (len(value) + 1))
+        return list(value)
+
+    def look(self) -> None:
+        self.charge(_LOOK)
+
+    def call(self) -> None:
+        self.charge(_CALL)
+
+
+def weigh(value: Any) -> int:
+    """Characters and entries of `value`, seen as a tree. Raises Overspent beyond LARGEST.
+
+    What is shared counts as often as it is reached: printed, it would be written that often.
+    """
+    if isinstance(value, str):
+        total, waiting = len(value), []
+    else:
+        total, waiting = 0, [value]
+    while waiting or total > LARGEST:
+        if total > LARGEST:
+            raise Overspent(f"builds a value of more than {LARGEST:,} characters")
+        found = waiting.pop()
+        total += 4
+        if isinstance(found, str | range):
+            total += len(found)
+        elif isinstance(found, dict):
+            total += 8 * len(found)
+            if total <= LARGEST:
+                waiting += found.keys()
+                waiting += found.values()
+        elif _can_loop(found):
+            total += 4 * len(found)
+            if total <= LARGEST:
+                waiting += found
+        elif isinstance(found, int) and found.bit_length() > _LARGEST_INTEGER_BITS:
+            raise Overspent("computes with huge numbers")
+    return total
+
+
+def _can_loop(value: object) -> TypeGuard[Collection[Any]]:
+    return isinstance(value, _ITERABLE)
+
+
+def check_attribute(owner: Any, name: str) -> None:
+    """Raises SecurityError for an attribute that templates have no business with."""
+    for kind, allowed in _METHODS.items():
+        if isinstance(owner, kind):
+            if name in allowed:
+                return
+            break
+    raise SecurityError(f"asks for .{name} of a {type(owner).__name__}")
+
+
+def check_method(meter: Meter, owner: Any, name: str, arguments: tuple[Any, ...]) -> None:
+    """Whether a method's result stays small. Raises Overspent."""
+    meter.charge(weigh(owner) + sum(map(weigh, arguments)))
+    if not isinstance(owner, str) or not arguments:
+        return
+    first = arguments[0]
+    if name == "replace" and len(arguments) > 1:
+        meter.fits(_replaced_size(owner, first, arguments[1]))
+    elif name == "join":
+        entries = len(first) if _can_loop(first) else 0
+        meter.fits(weigh(first) + len(owner) * entries)
+    elif name in ("center", "ljust", "rjust") and isinstance(first, int):
+        meter.fits(first)
+
+
+def check_format(meter: Meter, owner: str, values: tuple[Any, ...]) -> None:
+    """Whether `owner`, as a format of either kind, stays small. Raises Overspent."""
+    if _WIDTH_OF_PERCENT.search(owner) or _WIDTH_OF_BRACES.search(owner):
+        raise Overspent("formats with a width")
+    places = owner.count("%") + owner.count("{")
+    meter.fits(len(owner) + places * sum(map(weigh, values)) * 2)
+
+
+def check_operation(meter: Meter, operator: str, left: Any, right: Any) -> None:
+    """Whether `left operator right` stays small. Raises Overspent."""
+    meter.look()
+    if operator == "%" and isinstance(left, str):
+        check_format(meter, left, (right,))
+    elif operator in ("*", "**"):
+        if isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length()
+            grown = bits + right.bit_length() if operator == "*" else bits * max(right, 0)
+            if grown > _LARGEST_INTEGER_BITS:
+                raise Overspent("computes with huge numbers")
+        for many, times in ((left, right), (right, left)):
+            if isinstance(many, str | list | tuple) and isinstance(times, int):
+                meter.fits(weigh(many) * max(times, 0))
+    elif operator == "+" and not isinstance(left, str):
+        meter.charge(weigh(left) + weigh(right))
+
+
+def _replaced_size(text: str, old: Any, new: Any) -> int:
+    if not isinstance(old, str) or not isinstance(new, str):
+        return len(text)
+    return len(text) + text.count(old) * len(new)
+
+
+def fixed_date(pattern: str) -> str:
+    """FIXED_DATE in this form. Raises Overspent for a pattern with widths."""
+    if not isinstance(pattern, str) or not _DATE_FORMAT.fullmatch(pattern):
+        raise Overspent("formats a date in an unusual way")
+    return FIXED_DATE.strftime(pattern)
+
+
+@pass_environment
+def _replace(env: Sandbox, text: Any, old: Any, new: Any, count: int = -1) -> str:
+    env.meter.fits(_replaced_size(str(text), old, new))
+    return str(text).replace(old, new, -1 if count is None else count)
+
+
+@pass_environment
+def _join(env: Sandbox, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+    entries = list(value)
+    if attribute is not None:
+        entries = list(map(jinja_filters.make_attrgetter(env, attribute), entries))
+    env.meter.fits(2 * weigh(entries) + len(str(d)) * len(entries))
+    return str(d).join(map(str, entries))
+
+
+@pass_environment
+def _center(env: Sandbox, text: Any, width: int = 80) -> str:
+    env.meter.fits(width)
+    return str(text).center(width)
+
+
+@pass_environment
+def _indent(env: Sandbox, text: Any, width: int | str = 4, first: bool = False) -> str:
+    margin = width if isinstance(width, str) else " " * min(width, LARGEST)
+    lines = str(text).split("\n")
+    env.meter.fits(len(str(text)) + len(margin) * len(lines))
+    # As Jinja does: empty lines, and the first unless asked for, get no margin.
+    body = [line and margin + line for line in lines[1:]]
+    return "\n".join([margin + lines[0] if first else lines[0], *body])
+
+
+@pass_environment
+def _format(env: Sandbox, text: str, *values: Any, **named: Any) -> str:
+    check_format(env.meter, str(text), (*values, named))
+    return str(text) % (named or values)
+
+
+@pass_environment
+def _round(env: Sandbox, value: float, precision: int = 0, method: Any = "common") -> float:
+    if abs(precision) > _LONGEST_PRECISION:
+        raise Overspent("computes with huge numbers")
+    return jinja_filters.do_round(value, precision, method)
+
+
+@pass_environment
+def _sum(env: Sandbox, value: Any, attribute: str | int | None = None, start: float = 0) -> Any:
+    entries = list(value)
+    if attribute is not None:
+        entries = list(map(jinja_filters.make_attrgetter(env, attribute), entries))
+    if not all(isinstance(entry, int | float) for entry in (start, *entries)):
+        raise TypeError("sum adds numbers only")
+    return sum(entries, start)
+
+
+@pass_environment
+def _tojson(
+    env: Sandbox,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as chat templates want it: nothing escaped for HTML."""
+    if (isinstance(indent, int) and indent > 16) or len(str(indent)) + len(str(separators)) > 64:
+        raise Overspent("writes JSON with huge gaps")
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+# Left out: what depends on chance, marks HTML as safe, or grows without a bound of its own.
+_FROM_JINJA = (
+    "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "groupby", "int",
+    "items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr",
+    "reverse", "select", "selectattr", "sort", "string", "title", "trim", "unique", "upper",
+    "wordcount",
+)  # fmt: skip
+_OWN: dict[str, Callable[..., Any]] = {
+    "center": _center,
+    "format": _format,
+    "indent": _indent,
+    "join": _join,
+    "replace": _replace,
+    "round": _round,
+    "sum": _sum,
+    "tojson": _tojson,
+}
+
+
+def metered_filters(env: Sandbox) -> dict[str, Callable[..., Any]]:
+    """The filters of a template in `env`, charged by what they read and make."""
+    known = {name: jinja_filters.FILTERS[name] for name in _FROM_JINJA} | _OWN
+    return {name: _metered(env, function) for name, function in known.items()}
+
+
+def _metered(env: Sandbox, function: Callable[..., Any]) -> Callable[..., Any]:
+    # Jinja hands its context, or the like, to functions that carry this mark.
+    skipped = int(hasattr(function, "jinja_pass_arg"))
+
+    @wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        env.meter.call()
+        env.meter.charge(sum(map(weigh, arguments[skipped:])) + weigh(named))
+        made = function(*arguments, **named)
+        if isinstance(made, Iterator):
+            made = list(islice(made, LARGEST))
+        return env.meter.admit(made)
+
+    return call
+
+
+class Names(Namespace):
+    """What `namespace()` makes: printed, it shows nothing of what it holds."""
+
+    def __init__(*arguments: Any, **named: Any) -> None:
+        self, *given = arguments
+        names = dict(*given, **named)
+        Namespace.__init__(self, {_checked_name(name): value for name, value in names.items()})
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        Namespace.__setitem__(self, _checked_name(name), value)
+
+    def __repr__(self) -> str:
+        return "<namespace>"
+
+
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str) or name.startswith("_"):
+        raise SecurityError("keeps a private name in a namespace")
+    return name
+
+
+def small_range(*borders: int) -> range:
+    """`range`, as long as `weigh` admits."""
+    return range(*borders)
+
+
+def plain_dict(given: Mapping[str, Any] | None = None, **named: Any) -> dict[str, Any]:
+    """`dict(...)` of a template."""
+    return dict(given or {}, **named)
