@@ -78,36 +78,37 @@ def explain_os_error(error: OSError, path: Path) -> EnvironmentFault:
     return EnvironmentFault(f"cannot write {path}: {why}", hint=hint)
 
 
+def fsync_file(path: Path, flags: int = os.O_RDONLY) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def fsync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    fsync_file(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def fsync_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+@contextmanager
+def new_file(final: Path) -> Iterator[Path]:
+    """Yield a name to write to; on success it becomes `final`, durably. Raises EnvironmentFault."""
+    temporary = final.with_name(f".{final.name}.tmp-{os.getpid()}")
+    with disk_errors(final):
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            fsync_file(temporary)
+            os.replace(temporary, final)
+            fsync_folder(final.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, atomically and durably. Raises EnvironmentFault."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-            fsync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with new_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: object) -> None:
