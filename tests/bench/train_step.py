@@ -16,6 +16,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from chatbench.model.architectures import qwen3
 from chatbench.model.device import dtype_name, pick_dtype
+from chatbench.model.head import linear_cross_entropy
 from chatbench.model.transformer import GPT, ModelConfig, initialise
 from chatbench.settings import OptimSettings
 from chatbench.train.objective import Batch
@@ -24,6 +25,7 @@ from chatbench.train.optimizer import Optimizers
 SHAPES = {
     "demo 4×128, T 128": (ModelConfig(2048, 4, 128, 2, 2, 64, 384, 128), 16),
     "tiny 4×256, T 256": (ModelConfig(4096, 4, 256, 4, 2, 64, 704, 256), 16),
+    "small 6×384, T 512": (ModelConfig(8192, 6, 384, 6, 2, 64, 1024, 512), 8),
 }
 
 
@@ -36,9 +38,10 @@ class _Ours:
         self.batch = batch
 
     def step(self) -> None:
-        logits = self.model.logits(self.model(self.batch.ids)).flatten(0, 1).float()
-        loss = torch.nn.functional.cross_entropy(logits, self.batch.targets.flatten())
-        loss.backward()
+        hidden = self.model(self.batch.ids).flatten(0, 1)
+        targets = self.batch.targets.flatten()
+        loss = linear_cross_entropy(hidden, self.model.lm_head.weight, targets)
+        (loss.total / len(targets)).backward()
         self.optimizers.collect_gradients()
         self.optimizers.step(1.0)
 

@@ -466,3 +466,28 @@ def test_plain_texts_are_not_replies(tmp_path: Path) -> None:
     assert (replies.skipped, every.skipped) == (1, 0)
     assert replies.row(0, 0).weights.sum() == 1
     assert every.row(0, 0).weights.sum() == 6
+
+
+def test_without_a_token_for_turns_dialogues_are_cut_where_a_persons_turn_is_spelled(
+    rng: random.Random, tmp_path: Path
+) -> None:
+    """The ids of such a turn occur inside of others only as a part."""
+    opening = [7, 8, 9]
+    ids: list[int] = [1]
+    weights: list[int] = [0]
+    for _ in range(10):
+        question = [rng.randrange(10, END) for _ in range(rng.randint(1, 4))]
+        reply = [7, 8, *(rng.randrange(10, END) for _ in range(rng.randint(1, 4)))]
+        ids += [*opening, *question, *reply]
+        weights += [0] * (3 + len(question)) + [1] * len(reply)
+    split = split_of(tmp_path, [(ids, weights)])
+    for seq_len in range(18, len(ids)):
+        rows = PackedRows(split, seq_len, None, 0, user_turn=opening)
+        learned = 0
+        for number in range(rows.count()):
+            for piece_ids, *_ in pieces_of(rows.row(0, number)):
+                assert list(piece_ids[:3]) == opening or piece_ids[0] == 1
+            learned += int(rows.row(0, number).weights.sum())
+        assert learned == sum(weights)
+    uncut = PackedRows(split, 12, None, 0)
+    assert sum(int(uncut.row(0, n).weights.sum()) for n in range(uncut.count())) == sum(weights)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from chatbench.model.transformer import GPT, ModelConfig, initialise
 from chatbench.settings import OptimSettings
-from chatbench.train.optimizer import Muon, Optimizers, orthogonalise, schedule
+from chatbench.train.optimizer import (
+    Muon,
+    Optimizers,
+    _newton_schulz,
+    _newton_schulz_fused,
+    orthogonalise,
+    schedule,
+)
 
 SHAPES = [(16, 48), (48, 16), (24, 24), (16, 48)]
 
@@ -109,6 +116,11 @@ def test_a_zero_gradient_moves_nothing_but_the_decay() -> None:
     assert torch.allclose(parameter.detach(), torch.full((4, 6), 0.95))
 
 
+def test_fused_products_give_the_same_step(rng: random.Random) -> None:
+    x = torch.randn(3, 10, 14, generator=seeded(rng), dtype=torch.float64) / 12
+    assert torch.allclose(_newton_schulz(x), _newton_schulz_fused(x), rtol=1e-12, atol=1e-14)
+
+
 # -- groups --------------------------------------------------------------------------------------
 
 
@@ -160,6 +172,59 @@ def test_gradients_are_gone_after_a_step_and_after_being_discarded(rng: random.R
     feed(optimizers, seeded(rng))
     optimizers.step(1.0)
     assert optimizers.gradients() == []
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_that_is_skipped_on_the_device_leaves_no_trace(
+    rng: random.Random, name: str, dtype: torch.dtype
+) -> None:
+    """Also not in what the optimisers remember, though gradients are no numbers."""
+    model = tiny_model(rng)
+    optimizers = Optimizers(model, OptimSettings(optimizer=name), 1e-2, dtype)
+    feed(optimizers, seeded(rng))
+    optimizers.step(1.0, skip=torch.tensor(False))
+    everything = (*optimizers.masters.items(), *optimizers.state().items())
+    before = {key: value.detach().clone() for key, value in everything}
+    working = [p.detach().clone() for p in model.parameters()]
+    feed(optimizers, seeded(rng))
+    for gradient in optimizers.gradients():
+        gradient.view(-1)[0] = torch.nan
+    optimizers.step(1.0, skip=torch.tensor(True))
+    after = dict((*optimizers.masters.items(), *optimizers.state().items()))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(torch.equal(a, b) for a, b in zip(working, model.parameters(), strict=True))
+    assert optimizers.gradients() == []
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_step_that_might_have_been_skipped_is_the_same_step(
+    rng: random.Random, name: str
+) -> None:
+    seed, start = rng.randrange(1 << 30), rng.randrange(1 << 20)
+    moved = []
+    for skip in (None, torch.tensor(False)):
+        model = GPT(ModelConfig(40, 2, 16, 2, 1, 8, 24, 32))
+        initialise(model, start)
+        optimizers = Optimizers(model, OptimSettings(optimizer=name), 1e-2, torch.float32)
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(3):
+            feed(optimizers, generator)
+            optimizers.step(1.0, skip=skip)
+        moved.append([p.detach() for p in model.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(*moved, strict=True))
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.1, 1e6])
+def test_gradients_are_scaled_to_the_limit(rng: random.Random, limit: float) -> None:
+    optimizers = Optimizers(tiny_model(rng), OptimSettings(), 1e-2, torch.float32)
+    feed(optimizers, seeded(rng))
+    before = torch.cat([g.flatten() for g in optimizers.gradients()]).double()
+    norm = optimizers.clip(limit)
+    after = torch.cat([g.flatten() for g in optimizers.gradients()]).double()
+    assert float(norm) == pytest.approx(float(before.norm()), rel=1e-5)
+    share = min(1.0, limit / float(norm)) if limit else 1.0
+    assert torch.allclose(after, before * share, rtol=1e-5, atol=0)
 
 
 # -- float32 masters -------------------------------------------------------------------------------

@@ -120,25 +120,28 @@ class PackedRows:
         self,
         split: TokenSplit,
         seq_len: int,
-        turn_start: int,
+        turn_start: int | None,
         seed: int,
         *,
         user_turn: Sequence[int] = (),
         learn_all: bool = False,
     ) -> None:
-        """`turn_start` begins every turn, `user_turn` a person's. Without `learn_all` plain texts
-        and pieces without a reply are left out and counted in `skipped`."""
+        """`turn_start` begins every turn, where there is such a token, and `user_turn` a person's.
+        Without `learn_all` plain texts and pieces without a reply are left out and counted in
+        `skipped`. Of a plain text the first token is learned, of a conversation never."""
         self._split = split
-        self._user_turn = np.asarray(user_turn or (turn_start,))
+        self._turn_start = turn_start
+        opening = user_turn or (() if turn_start is None else (turn_start,))
+        self._user_turn = np.asarray(opening, np.int64)
         self._seq_len = seq_len
         self._seed = seed
         self._learn_all = learn_all
         self.skipped = 0
         spans = []
         for document in permutation(seed, -1 & 0xFFFFFFFF, len(split)):
-            chat = split.ids(int(document))[:1] == turn_start
-            for span in self._spans(int(document), turn_start):
-                if learn_all or (chat.all() and self._learned(span).any()):
+            chat = not split.weights(int(document))[:1].any()
+            for span in self._spans(int(document)):
+                if learn_all or (chat and self._learned(span).any()):
                     spans.append(span)
                 else:
                     self.skipped += 1
@@ -152,17 +155,15 @@ class PackedRows:
         weights = self._split.weights(span.document)[span.start + 1 : span.end]
         return weights.astype(np.float32)
 
-    def _spans(self, document: int, turn_start: int) -> list[Span]:
+    def _spans(self, document: int) -> list[Span]:
         """The document whole, or cut where turns begin when it is longer than a row."""
         ids = self._split.ids(document)
         limit = self._seq_len + 1
         if len(ids) <= limit:
             return [Span(document, 0, len(ids))] if len(ids) > 1 else []
-        turns = np.flatnonzero(ids == turn_start)
         # A reply should keep its question, so the border is a user's turn where one fits.
-        width = len(self._user_turn)
-        asks = [bool(np.array_equal(ids[t : t + width], self._user_turn)) for t in turns]
-        questions = turns[np.asarray(asks, bool)]
+        questions = _occurrences(ids, self._user_turn)
+        turns = questions if self._turn_start is None else np.flatnonzero(ids == self._turn_start)
         spans = []
         start = 0
         while start < len(ids) - 1:
@@ -193,6 +194,16 @@ class PackedRows:
             document[place], position[place] = name, np.arange(span.length)
             at += span.length
         return Row(ids, targets, weights, document, position)
+
+
+def _occurrences(ids: Ints, sought: Ints) -> Ints:
+    """Where `sought` begins in `ids`; nowhere when it is empty."""
+    if not len(sought):
+        return np.zeros(0, np.int64)
+    places = np.flatnonzero(ids[: max(0, len(ids) - len(sought) + 1)] == sought[0])
+    asks = [bool(np.array_equal(ids[p : p + len(sought)], sought)) for p in places]
+    found: Ints = places[np.asarray(asks, bool)]
+    return found
 
 
 def _inside(places: Ints, start: int, end: int) -> Ints:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from chatbench import console
 from chatbench.errors import IntegrityError
-from chatbench.model.folder import read_weights, write_model
+from chatbench.model.architectures import ARCHITECTURES
+from chatbench.model.folder import read_config, read_weights, write_model
 from chatbench.model.transformer import ModelConfig
 from chatbench.storage import new_folder, remove_folder, verify, write_json
 from chatbench.text.tokenizer import Tokenizer
@@ -99,4 +100,10 @@ def _load(path: Path) -> Restored:
         optimizer = dict(load((path / _OPTIMIZER).read_bytes()))
     except (msgspec.DecodeError, SafetensorError, OSError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
-    return Restored(state, read_weights(path / "model"), optimizer, path)
+    return Restored(state, _weights(path / "model"), optimizer, path)
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    """By our names; on disk they have the hub's."""
+    config = read_config(folder)
+    return ARCHITECTURES[config.model_type].from_hub(read_weights(folder), config)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
+from chatbench.model.head import linear_cross_entropy
 from chatbench.model.transformer import GPT
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train.batches import Batches
@@ -28,17 +30,32 @@ class Likelihood:
         return iter(self._validation)
 
     def loss(self, model: GPT, batch: Batch) -> Loss:
-        hidden = model(batch.ids, packing=batch.packing)
+        batch = batch.counted()
+        assert batch.places is not None
+        hidden = model(batch.ids, packing=batch.packing).flatten(0, 1)
+        targets, weights = batch.targets.flatten(), batch.weights.flatten()
         # Only rows that count reach the head: on dialogues that is half of the largest product.
-        counted = batch.weights.flatten().nonzero().squeeze(1)
-        logits = model.logits(hidden.flatten(0, 1)[counted])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = F.cross_entropy(logits, batch.targets.flatten()[counted], reduction="none")
-        weights = batch.weights.flatten()[counted]
+        rows = None if len(batch.places) == len(hidden) else batch.places
+        head = model.lm_head
+        if type(head) is nn.Linear:
+            loss = linear_cross_entropy(
+                hidden, head.weight, targets, weights, bias=head.bias, rows=rows
+            )
+            total, losses = loss.total, loss.nll
+        else:  # more than one matrix, such as one with an adapter
+            total, losses = _whole(model, hidden, targets, weights)
         metrics = {}
         if not torch.is_grad_enabled():
-            bytes_of = self._bytes[batch.targets.flatten()[counted].cpu()]
+            bytes_of = self._bytes[targets[batch.places].cpu()]
             spelled = bytes_of.to(losses.device) > 0  # control tokens stand for no text
-            metrics["text_nats"] = float(losses[spelled].double().sum())
+            metrics["text_nats"] = float(losses[batch.places][spelled].double().sum())
             metrics["text_bytes"] = float(bytes_of.sum())
-        return Loss((losses * weights).sum(), float(weights.sum()), metrics)
+        return Loss(total, batch.weight, metrics)
+
+
+def _whole(model: GPT, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """All logits at once: the summed loss (), and every row's (N,)."""
+    logits = model.logits(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    return (losses * weights).sum(), losses

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -24,10 +24,13 @@ from chatbench.storage import new_folder
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train import checkpoint
 from chatbench.train.checkpoint import Restored, TrainState
+from chatbench.train.compiling import as_trained
+from chatbench.train.feed import Feed
 from chatbench.train.monitor import Monitor
 from chatbench.train.objective import Objective
 from chatbench.train.optimizer import Optimizers, schedule
 from chatbench.train.plan import Plan
+from chatbench.train.readings import Readings
 
 _SAMPLE_TOKENS = 40
 MODEL_KIND = "model"
@@ -69,9 +72,13 @@ class Trainer:
         self._provenance = provenance
         self._device = model.model.embed_tokens.weight.device
         self._optimizers = Optimizers(model, optim, plan.learning_rate, dtype)
+        self._trained, prepare = as_trained(model, settings, plan, dtype, self._device)
+        self._feed = Feed(objective.batch, self._device, prepare)
+        self._readings = Readings(self._device)
         self._state = TrainState(fingerprint=fingerprint)
         self._stop: signal.Signals | None = None
         self._saved = -1
+        self._mean = self._norm = math.nan
 
     def restore(self, restored: Restored) -> None:
         """Continue from a checkpoint, bit for bit on the same machine."""
@@ -88,6 +95,7 @@ class Trainer:
         begun = time.monotonic() - state.seconds
         last_save = time.monotonic()
         with (
+            closing(self._feed),
             self._signals(),
             Monitor(
                 self._run, self._plan, state.log_bytes, state.step, self._settings.tensorboard
@@ -113,29 +121,33 @@ class Trainer:
         state, plan = self._state, self._plan
         started = time.monotonic()
         scale = schedule(plan.progress(state.step + 1, state.seconds), self._optim)
-        batch = self._objective.batch(state.step)
-        total = 0.0
+        batch = self._feed.batch(state.step)
+        # Summed in float64, which Apple's GPU does not have.
+        wide = torch.float32 if self._device.type == "mps" else torch.float64
+        total = torch.zeros((), dtype=wide, device=self._device)
         for part in batch.parts:
-            loss = self._objective.loss(self._model, part.to(self._device))
+            loss = self._objective.loss(self._trained, part.to(self._device))
             (loss.total / batch.weight).backward()  # type: ignore[no-untyped-call]
             self._optimizers.collect_gradients()
-            total += float(loss.total.detach())
-        norm = self._clip()
-        self._refuse_non_finite(total, norm)
-        self._optimizers.step(scale)
+            total += loss.total.detach()
+        norm = self._optimizers.clip(self._optim.grad_clip)
+        self._readings.put(state.step, batch.weight, total, norm)
+        if self._readings.late:
+            self._optimizers.step(scale, skip=~(total.isfinite() & norm.isfinite()))
+        else:
+            self._settle()  # raises before anything has moved
+            self._optimizers.step(scale)
         state.step += 1
         state.tokens += batch.tokens
-        state.window_total += total
-        state.window_weight += batch.weight
+        due = state.step % self._settings.log_every == 0
+        self._settle(everything=due)
         elapsed = time.monotonic() - started
-        mean = state.window_total / state.window_weight
-        monitor.progress(state.step, state.seconds + elapsed, mean, batch.tokens / elapsed)
-        if state.step % self._settings.log_every == 0:
-            rate = scale * plan.learning_rate
+        monitor.progress(state.step, state.seconds + elapsed, self._mean, batch.tokens / elapsed)
+        if due:
             values = {
-                "loss": mean,
-                "learning_rate": rate,
-                "grad_norm": norm,
+                "loss": self._mean,
+                "learning_rate": scale * plan.learning_rate,
+                "grad_norm": self._norm,
                 "tokens": state.tokens,
             }
             monitor.metrics(state.step, values)
@@ -149,30 +161,31 @@ class Trainer:
         if state.step % plan.sample_every == 0:
             self._sample(monitor)
 
-    def _clip(self) -> float:
-        gradients = self._optimizers.gradients()
-        norm = torch.nn.utils.get_total_norm(gradients)
-        limit = self._optim.grad_clip
-        if limit and norm > limit:
-            for gradient in gradients:
-                gradient.mul_(limit / norm)
-        return float(norm)
+    def _settle(self, *, everything: bool = False) -> None:
+        """Take in what is known of the steps so far; raises DivergedError on a bad one."""
+        state = self._state
+        for reading in self._readings.take(everything=everything):
+            if not (math.isfinite(reading.total) and math.isfinite(reading.norm)):
+                self._refuse(reading.step)
+            state.window_total += reading.total
+            state.window_weight += reading.weight
+            self._mean = state.window_total / state.window_weight
+            self._norm = reading.norm
 
-    def _refuse_non_finite(self, total: float, norm: float) -> None:
-        if math.isfinite(total) and math.isfinite(norm):
-            return
+    def _refuse(self, step: int) -> None:
         self._optimizers.discard_gradients()
         saved = checkpoint.checkpoints_of(self._run)
         last = (
             f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved yet"
         )
         raise DivergedError(
-            f"the loss is no longer a number at step {self._state.step}; {last}",
+            f"the loss is no longer a number at step {step}; {last}",
             hint="lower --learning-rate",
         )
 
     @torch.no_grad()
     def _validate(self, monitor: Monitor) -> None:
+        self._settle(everything=True)
         self._state.validated = self._state.step
         total = weight = nats = size = 0.0
         for batch in self._objective.validation():
@@ -201,6 +214,7 @@ class Trainer:
 
     def _save(self, monitor: Monitor) -> None:
         """Write a checkpoint, unless this step has one: what was logged since is logged again."""
+        self._settle(everything=True)
         if self._saved == self._state.step:
             return
         self._saved = self._state.step

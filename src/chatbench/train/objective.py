@@ -13,17 +13,44 @@ from chatbench.model.transformer import GPT
 
 
 class Batch(NamedTuple):
-    """Rows of one micro-batch. `ids`, `targets` (B, T) int64; `weights` (B, T) float32."""
+    """Rows of one micro-batch. `ids`, `targets` (B, T) int64; `weights` (B, T) float32.
+
+    `places` (M,) int64: where `weights`, laid flat, are not zero; `weight`: their sum. Both are
+    counted on the host, since asking a GPU would make the host wait for it.
+    """
 
     ids: Tensor
     targets: Tensor
     weights: Tensor
     packing: Packing | None
+    places: Tensor | None = None
+    weight: float = 0.0
+
+    def counted(self) -> Batch:
+        """With `places` and `weight`."""
+        if self.places is not None:
+            return self
+        places = self.weights.flatten().nonzero().squeeze(1)
+        return self._replace(places=places, weight=float(self.weights.sum()))
+
+    def pinned(self) -> Batch:
+        """Counted, and in pinned memory, from where a GPU copies without the host."""
+        here = self.counted()
+        assert here.places is not None
+        if here.packing is not None:
+            here.packing.starts()  # to be counted on the host as well
+        packing = here.packing and here.packing.map(Tensor.pin_memory)
+        ids, targets, weights = (t.pin_memory() for t in here[:3])
+        return Batch(ids, targets, weights, packing, here.places.pin_memory(), here.weight)
 
     def to(self, device: torch.device) -> Batch:
-        packing = self.packing and Packing(*(t.to(device) for t in self.packing))
-        ids, targets, weights = (t.to(device, non_blocking=True) for t in self[:3])
-        return Batch(ids, targets, weights, packing)
+        """On the device, counted."""
+        here = self.counted()
+        assert here.places is not None
+        packing = here.packing and here.packing.to(device)
+        ids, targets, weights = (t.to(device, non_blocking=True) for t in here[:3])
+        places = here.places.to(device, non_blocking=True)
+        return Batch(ids, targets, weights, packing, places, here.weight)
 
 
 class Loss(NamedTuple):

@@ -31,6 +31,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._work_dtype = work_dtype
+        # () float, 1 = leave everything as it is; torch's own optimisers know it by this name.
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -42,33 +44,55 @@ class Muon(torch.optim.Optimizer):
                 self._step_together(parameters, group)
 
     def _step_together(self, parameters: list[Tensor], group: dict[str, float]) -> None:
-        directions = []
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        assert len(gradients) == len(parameters)
         for parameter in parameters:
-            gradient = parameter.grad
-            assert gradient is not None
-            state = self.state[parameter]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffer = state["momentum_buffer"]
-            buffer.lerp_(gradient, 1 - group["momentum"])
-            directions.append(gradient.lerp(buffer, group["momentum"]))
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        rate: float | Tensor = group["lr"]
+        if self.found_inf is not None:
+            # A buffer drawn towards itself stays, and at rate zero so does the parameter.
+            spoiled = self.found_inf > 0
+            gradients = [
+                torch.where(spoiled, b, g) for b, g in zip(buffers, gradients, strict=True)
+            ]
+            rate = torch.where(spoiled, 0.0, rate)
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        directions = torch._foreach_lerp(gradients, buffers, group["momentum"])
         updates = orthogonalise(torch.stack(directions).to(self._work_dtype))
+        moves = updates.to(parameters[0].dtype)
         scale = _RMS_OF_ADAMW * max(parameters[0].shape) ** 0.5
-        for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        if isinstance(rate, Tensor):
+            torch._foreach_add_(parameters, (moves * (-rate * scale)).unbind())
+        else:
+            torch._foreach_add_(parameters, moves.unbind(), alpha=-rate * scale)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Push the singular values of each matrix (N, rows, columns) towards one."""
-    a, b, c = _NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x: Tensor = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    step = _newton_schulz_fused if x.is_cuda else _newton_schulz
     for _ in range(_NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = step(x)
     return x.mT if tall else x
+
+
+def _newton_schulz(x: Tensor) -> Tensor:
+    a, b, c = _NEWTON_SCHULZ
+    gram = x @ x.mT
+    return a * x + (b * gram + c * gram @ gram) @ x
+
+
+def _newton_schulz_fused(x: Tensor) -> Tensor:
+    """The same in three products with nothing between them, which is what a GPU likes."""
+    a, b, c = _NEWTON_SCHULZ
+    gram = torch.bmm(x, x.mT)
+    inner = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    return torch.baddbmm(x, inner, x, beta=a)
 
 
 class Optimizers:
@@ -97,7 +121,7 @@ class Optimizers:
         hidden = {
             name
             for name, p in self.masters.items()
-            if p.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
+            if p.ndim == 2 and "embed_" not in name and "lm_head" not in name
         }
         muon = hidden if settings.optimizer == "muon" else set()
         decayed = [p for n, p in self.masters.items() if n not in muon and n in hidden]
@@ -121,27 +145,57 @@ class Optimizers:
         """After each backward pass: add the working gradients to the masters'."""
         if not self._copied:
             return
+        fresh: list[Tensor] = []
+        first: list[Tensor] = []
+        sums: list[Tensor] = []
+        more: list[Tensor] = []
         for name, working in self._working.items():
-            if working.grad is not None:
-                master = self.masters[name]
-                fresh = working.grad.float()
-                master.grad = fresh if master.grad is None else master.grad.add_(fresh)
-                working.grad = None
+            if working.grad is None:
+                continue
+            master = self.masters[name]
+            if master.grad is None:
+                master.grad = torch.empty_like(master)
+                fresh.append(master.grad)
+                first.append(working.grad)
+            else:
+                sums.append(master.grad)
+                more.append(working.grad)
+            working.grad = None
+        if fresh:
+            torch._foreach_copy_(fresh, first)
+        if sums:
+            torch._foreach_add_(sums, more)
 
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in self.masters.values() if p.grad is not None]
 
     @torch.no_grad()
-    def step(self, scale: float) -> None:
-        """Move the masters at `scale` times the peak rate and copy them into the model."""
+    def clip(self, limit: float) -> Tensor:
+        """Scale all gradients down to a norm of `limit`, 0 = never; returns their norm () before.
+
+        A GPU scales them always, by one where they are short enough: it need not tell the host.
+        """
+        gradients = self.gradients()
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if limit and (norm.is_cuda or norm > limit):
+            torch._foreach_mul_(gradients, (limit / norm).clamp(max=1.0))
+        return norm
+
+    @torch.no_grad()
+    def step(self, scale: float, skip: Tensor | None = None) -> None:
+        """Move the masters at `scale` times the peak rate and copy them into the model.
+
+        Where `skip` () is true on the device, nothing moves and nothing is remembered.
+        """
+        found_inf = None if skip is None else skip.to(torch.float32)
         for optimizer in self._optimizers:
+            optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             for group in optimizer.param_groups:
                 group["lr"] = self._peak * scale
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self._copied:
-            for name, working in self._working.items():
-                working.copy_(self.masters[name])
+            torch._foreach_copy_(list(self._working.values()), list(self.masters.values()))
 
     def discard_gradients(self) -> None:
         for p in self.masters.values():

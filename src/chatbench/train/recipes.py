@@ -12,15 +12,17 @@ import msgspec
 from chatbench import __version__, console
 from chatbench.conversation import Message, parse_messages
 from chatbench.corpus.build import preprocess
-from chatbench.corpus.shards import Corpus, open_corpus
+from chatbench.corpus.shards import Corpus, TokenSplit, open_corpus
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.model.device import pick_device, pick_dtype
-from chatbench.model.folder import open_model, read_provenance
+from chatbench.model.folder import open_model, read_provenance, tokenizer_folder
 from chatbench.model.transformer import GPT, initialise
 from chatbench.settings import FinetuneSettings, PreprocessSettings, PretrainSettings
+from chatbench.text.chat_templates import has_template
 from chatbench.text.template import reply_prompt
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train.batches import Batches, PackedRows, Rows, StreamRows, held_out
+from chatbench.train.compiling import check_compiler
 from chatbench.train.likelihood import Likelihood
 from chatbench.train.loop import Prompt, Trainer
 from chatbench.train.plan import (
@@ -42,6 +44,7 @@ def pretrain(settings: PretrainSettings) -> Path:
     """Train a model from nothing on a corpus folder; returns the run folder."""
     corpus = open_corpus(Path(settings.data))
     device = pick_device(settings.device)
+    check_compiler(settings.train.compile, device)
     config = model_config(settings.model, settings.train.seq_len, corpus.tokenizer.vocab_size)
     with open_run(settings) as run:
         if run.finished:
@@ -61,34 +64,45 @@ def pretrain(settings: PretrainSettings) -> Path:
 
 def finetune(settings: FinetuneSettings) -> Path:
     """Train a model further on dialogues; returns the run folder."""
-    model, tokenizer, base = open_model(Path(settings.model), pick_device(settings.device))
+    device = pick_device(settings.device)
+    check_compiler(settings.train.compile, device)
+    model, tokenizer, base = open_model(settings.model, device, template=settings.template)
     seq_len = settings.train.seq_len or model.config.context
     if seq_len > model.config.context:
         raise UsageError(
             f"--seq-len {seq_len} is longer than the model's context of {model.config.context}",
             hint=f"use at most {model.config.context}",
         )
+    if settings.train_on == "assistant" and not _is_corpus(settings.data):
+        tokenizer.template  # noqa: B018  a model without one is refused before any work
     with open_run(settings) as run:
         if run.finished:
             return run.path
         corpus = _dialogues(settings, tokenizer, base)
         rows, held = (
-            PackedRows(
-                split, seq_len, tokenizer.turn_start, settings.seed,
-                user_turn=[tokenizer.turn_start, *tokenizer.encode("user\n")],
-                learn_all=settings.train_on == "all",
-            )
+            _packed(settings, split, corpus.tokenizer, seq_len)
             for split in (corpus.split("train"), corpus.split("val"))
-        )  # fmt: skip
+        )
         if rows.skipped:
             console.notice(
                 f"{rows.skipped} texts and pieces hold no reply to learn from, they were left out"
             )
+        prompts = _chat_prompts if has_template(corpus.tokenizer) else _text_prompts
         return _train(
-            run, settings, corpus, model, rows, held,
-            _chat_prompts(settings.train.prompts, corpus),
+            run, settings, corpus, model, rows, held, prompts(settings.train.prompts, corpus),
             seq_len=seq_len, batch_tokens=_FINETUNE_BATCH_TOKENS, base=str(base),
         )  # fmt: skip
+
+
+def _packed(
+    settings: FinetuneSettings, split: TokenSplit, tokenizer: Tokenizer, seq_len: int
+) -> PackedRows:
+    """Rows of conversations, cut where the template begins turns; texts alone need no template."""
+    template = tokenizer.template if has_template(tokenizer) else None
+    return PackedRows(
+        split, seq_len, template.turn_start if template else None, settings.seed,
+        user_turn=template.user_turn if template else (), learn_all=settings.train_on == "all",
+    )  # fmt: skip
 
 
 def _train(
@@ -130,12 +144,17 @@ def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer, base: Path) -> 
     It is split as the base model's corpus was, so that what was held out there is held out here.
     """
     data = Path(settings.data)
-    if (data / "manifest.json").is_file():
+    if _is_corpus(data):
         corpus = open_corpus(data)
         if corpus.tokenizer.digest != tokenizer.digest:
             raise IntegrityError(
                 f"{data} was made with another tokenizer than {settings.model}",
                 hint=f"give the .jsonl itself, or preprocess it with --tokenizer {settings.model}",
+            )
+        if settings.template and corpus.tokenizer.template.source != tokenizer.template.source:
+            raise UsageError(
+                f"the conversations of {data} are written in another chat template",
+                hint=f"give the .jsonl itself, or preprocess with --template {settings.template}",
             )
         return corpus
     run = Path(settings.out)
@@ -146,13 +165,18 @@ def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer, base: Path) -> 
             PreprocessSettings(
                 inputs=[str(data)],
                 out=str(made),
-                tokenizer=str(base),
+                tokenizer=str(tokenizer_folder(base)),
+                template=settings.template,
                 overwrite=True,
                 profile=False,
                 **read_provenance(base).get("split", {}),
             )
         )
     return open_corpus(made)
+
+
+def _is_corpus(data: str | Path) -> bool:
+    return (Path(data) / "manifest.json").is_file()
 
 
 def _chat_prompts(given: list[str], corpus: Corpus) -> list[Prompt]:
@@ -170,7 +194,7 @@ def _text_prompts(given: list[str], corpus: Corpus) -> list[Prompt]:
     tokenizer = corpus.tokenizer
     begun = given or [row["text"][:_PROMPT_CHARACTERS] for row in _held_out_rows(corpus, "text")]
     prompts = [
-        Prompt(text, [tokenizer.end_of_text, *tokenizer.encode(text)]) for text in begun if text
+        Prompt(text, [*tokenizer.text_prefix, *tokenizer.encode(text)]) for text in begun if text
     ]
     return prompts or _chat_prompts([], corpus)
 

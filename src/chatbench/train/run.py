@@ -25,7 +25,7 @@ RunSettings = PretrainSettings | FinetuneSettings
 CONFIG = "config.toml"
 _FREE_TO_CHANGE = frozenset(
     ("out", "resume", "device", "train.keep", "train.save_every", "train.save_minutes",
-     "train.tensorboard")
+     "train.tensorboard", "train.compile", "train.activation_checkpointing")
 )  # fmt: skip
 
 
