@@ -20,19 +20,19 @@ LAYERS = [
     {"demo"},
     {"chat"},
     {"flags"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "export"},
     {"engine"},
     {"corpus", "model"},
     {"text"},
     {"config"},
     {"settings"},
-    {"storage"},
+    {"storage", "hub"},
     {"conversation"},
     {"console"},
     {"errors"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-FREE_OF_TORCH = ("info", "corpus", "text", "cli", "flags", "config", "settings", "storage",
+FREE_OF_TORCH = ("info", "corpus", "text", "cli", "flags", "config", "settings", "storage", "hub",
                  "conversation", "console", "errors")  # fmt: skip
 MODULES = sorted(SOURCE.rglob("*.py"))
 
@@ -95,7 +95,19 @@ def test_preparing_a_corpus_does_not_load_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "demo", "preprocess", "pretrain", "finetune", "evaluate", "chat", "info", "screen"]
+    "verb",
+    [
+        "",
+        "demo",
+        "preprocess",
+        "pretrain",
+        "finetune",
+        "evaluate",
+        "chat",
+        "info",
+        "screen",
+        "export",
+    ],
 )
 def test_help_loads_nothing_heavy(verb: str) -> None:
     code = (

@@ -17,6 +17,7 @@ from chatbench.settings import (
     ChatSettings,
     DemoSettings,
     EvaluateSettings,
+    ExportSettings,
     FinetuneSettings,
     PreprocessSettings,
     PretrainSettings,
@@ -127,17 +128,31 @@ def chat(settings: ChatSettings) -> None:
     raise typer.Exit(chat(settings))
 
 
+@settings_command(
+    app, ExportSettings, name="export",
+    help="Write a model for other programs: a GGUF file, or a plain folder with adapters merged.",
+    epilog="Example: chatbench export -m runs/bot --to gguf -o bot.gguf --quantize q8_0 --verify",
+)  # fmt: skip
+def export(settings: ExportSettings) -> None:
+    from chatbench.export.run import export
+
+    console.emit(str(export(settings)))
+
+
 @app.command("info", context_settings=CONTEXT)
 def info(
     path: Annotated[
-        Path | None, typer.Argument(help="Corpus, run or model folder; without: this installation")
+        Path | None, typer.Argument(help="Corpus, run, model, adapter; without: the installation")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="What computes attention on this machine, and why")
+    ] = False,
 ) -> None:
     """Say what a folder holds and what to do next."""
     from chatbench.info import info
 
-    info(path, as_json)
+    info(path, as_json, kernels)
 
 
 def run(arguments: list[str] | None = None) -> int:

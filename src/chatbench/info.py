@@ -26,12 +26,16 @@ _LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 Facts = dict[str, Any]
 
 
-def info(path: Path | None, as_json: bool) -> None:
-    """Print what `path` holds (corpus, run, model or another folder of ours), or without one the
-    versions, packages and folders of this installation; as JSON on demand.
+def info(path: Path | None, as_json: bool, kernels: bool = False) -> None:
+    """Print what `path` holds (corpus, run, model, adapter or another folder of ours), or without
+    one the versions, packages and folders of this installation, or with `kernels` what computes
+    attention on this machine and why; as JSON on demand.
 
     Raises UsageError for what is none of these, IntegrityError for folders that cannot be read.
     """
+    if kernels:
+        _print_kernels(as_json)
+        return
     if path is None:
         _print(installation(), as_json)
         return
@@ -70,6 +74,8 @@ def folder_facts(path: Path, manifest: Manifest | None) -> Facts:
     checkpoints = sorted((path / "checkpoints").glob("step-*"))
     if (path / "config.toml").is_file() or checkpoints:
         return _run_facts(path, checkpoints)
+    if (path / "adapter_config.json").is_file():
+        return {"kind": "adapter", "folder": str(path), **_adapter_facts(path)}
     if (path / "config.json").is_file():
         return {"kind": "model", "folder": str(path), **_model_facts(path, manifest)}
     if manifest is None:
@@ -103,26 +109,50 @@ def _run_facts(path: Path, checkpoints: list[Path]) -> Facts:
 
 def _model_facts(folder: Path, manifest: Manifest | None) -> Facts:
     """What config.json and the header of the weights tell, in the words of the hub."""
-    path = folder / "config.json"
+    raw = _read_object(folder / "config.json")
+    noted = raw.get("chatbench")
+    step = None if manifest is None else manifest.info.get("step")
+    return {
+        "model type": raw.get("model_type"),
+        "layers": raw.get("num_hidden_layers", raw.get("n_layer")),
+        "width": raw.get("hidden_size", raw.get("n_embd")),
+        "heads": raw.get("num_attention_heads", raw.get("n_head")),
+        "parameters": _parameters_in(folder),
+        "vocabulary": raw.get("vocab_size"),
+        "context": raw.get("max_position_embeddings", raw.get("n_positions")),
+        "step": step,
+        "base": noted.get("base") if isinstance(noted, dict) else None,
+    }
+
+
+def _adapter_facts(folder: Path) -> Facts:
+    raw = _read_object(folder / "adapter_config.json")
+    targets = raw.get("target_modules")
+    return {
+        "adapter type": raw.get("peft_type"),
+        "base": raw.get("base_model_name_or_path"),
+        "rank": raw.get("r"),
+        "targets": ", ".join(sorted(map(str, targets))) if isinstance(targets, list) else targets,
+        "parameters": count_parameters(folder / "adapter_model.safetensors"),
+    }
+
+
+def _read_object(path: Path) -> Facts:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is not a readable configuration: {error}") from error
     if not isinstance(raw, dict):
         raise IntegrityError(f"{path} is not a readable configuration: it holds no object")
-    noted = raw.get("chatbench")
-    step = None if manifest is None else manifest.info.get("step")
-    return {
-        "model type": raw.get("model_type"),
-        "layers": raw.get("num_hidden_layers"),
-        "width": raw.get("hidden_size"),
-        "heads": raw.get("num_attention_heads"),
-        "parameters": count_parameters(folder / "model.safetensors"),
-        "vocabulary": raw.get("vocab_size"),
-        "context": raw.get("max_position_embeddings"),
-        "step": step,
-        "base": noted.get("base") if isinstance(noted, dict) else None,
-    }
+    return raw
+
+
+def _parameters_in(folder: Path) -> int | None:
+    """Of model.safetensors, or of all its shards."""
+    if (folder / "model.safetensors").is_file():
+        return count_parameters(folder / "model.safetensors")
+    counts = [count_parameters(shard) for shard in sorted(folder.glob("model-*-of-*.safetensors"))]
+    return sum(count for count in counts if count) or None
 
 
 def count_parameters(weights: Path) -> int | None:
@@ -150,6 +180,21 @@ def _product(shape: list[int]) -> int:
     for size in shape:
         total *= int(size)
     return total
+
+
+def _print_kernels(as_json: bool) -> None:
+    """What `attention` runs in each phase on the device that `auto` means, and why."""
+    from chatbench.model.attention import describe_choices
+    from chatbench.model.device import pick_device
+
+    device = pick_device("auto")
+    choices = describe_choices(device)
+    if as_json:
+        console.emit(pretty_json([choice._asdict() for choice in choices]).decode(), end="")
+        return
+    console.emit(f"attention on {device}")
+    for line in aligned([[str(field) for field in choice] for choice in choices], indent=0):
+        console.emit(line)
 
 
 def installation() -> Facts:

@@ -133,3 +133,14 @@ def test_what_cannot_be_used_is_said_at_once(tmp_path: Path, base: Corpus) -> No
             check_tokenizer(PreprocessSettings(out="x", **settings))
     for settings in ({}, {**given, "vocab_size": 320}, {"tokenizer": str(base.folder)}):
         check_tokenizer(PreprocessSettings(out="x", **settings))
+
+
+def test_a_template_belongs_to_a_tokenizer_and_is_looked_at_before_any_work(
+    corpus_folder: Path,
+) -> None:
+    with pytest.raises(UsageError, match="--tokenizer"):
+        check_tokenizer(PreprocessSettings(inputs=["x"], out="y", template="plain"))
+    given = {"inputs": ["x"], "out": "y", "tokenizer": str(corpus_folder)}
+    with pytest.raises(UsageError, match=r"no <\|begin_of_text\|>"):
+        check_tokenizer(PreprocessSettings(**given, template="llama3"))
+    check_tokenizer(PreprocessSettings(**given, template="plain"))

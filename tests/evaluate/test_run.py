@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from chatbench.errors import DataError, IntegrityError, UsageError
 from chatbench.evaluate.run import Evaluation, evaluate, show
+from chatbench.evaluate.tasks import likelihood
+from chatbench.model.folder import OpenedModel, open_model
+from chatbench.model.quantize import QuantizedLinear, quantize_model
 from chatbench.settings import EvaluateSettings
 from chatbench.storage import verify
+from chatbench.text.template import Rendered, render_texts
 from chatbench.text.tokenizer import train_tokenizer
 
 CHATS = [
@@ -248,3 +254,56 @@ def test_scores_are_shown_on_stdout_as_text_or_json(
     show(result, as_json=True)
     shown = json.loads(capsys.readouterr().out)
     assert [score["value"] for score in shown["scores"]] == [s.value for s in result.scores]
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantised_weights_are_judged_beside_the_full_ones(
+    settings: Make, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "story.txt").write_text("The tea is warm. 茶是热的。\n" * 30, "utf-8")
+    data = {"data": str(tmp_path / "story.txt")}
+    full = named(evaluate(settings(**data)))
+    assert "perplexity_change" not in full
+    found = named(evaluate(settings(**data, quantize=kind)))
+    assert f"MB in {kind}" in capsys.readouterr().err
+    assert found["perplexity_full"].value == full["perplexity"].value
+    assert found["perplexity_full"].signature == full["perplexity"].signature
+    opened = open_model(base_model(settings), torch.device("cpu"))
+    quantize_model(opened.model, kind)
+    sums = likelihood(opened, _rendered(opened, tmp_path / "story.txt"), False, 16)
+    wanted = math.exp(sums.nats / sums.tokens)
+    assert found["perplexity"].value == pytest.approx(wanted, rel=1e-9)
+    assert found["perplexity"].value != full["perplexity"].value
+    assert found["perplexity"].signature.endswith(f"weights:{kind}")
+    ratio = found["perplexity"].value / full["perplexity"].value
+    assert found["perplexity_change"].value == pytest.approx(ratio, rel=1e-12)
+    assert found["perplexity_change"].n == full["perplexity"].n
+    assert ratio == pytest.approx(1, abs=0.01 if kind == "int8" else 0.2)
+
+
+def base_model(settings: Make) -> Path:
+    return Path(settings().model)
+
+
+def _rendered(opened: OpenedModel, path: Path) -> list[Rendered]:
+    return list(render_texts(opened.tokenizer, [path.read_text("utf-8").strip()]))
+
+
+def test_quantised_weights_write_the_replies(settings: Make, tmp_path: Path) -> None:
+    """The replies are those of the quantised model: the engine sees no full weights any more."""
+    seen: list[set[type]] = []
+    answered = evaluate.__globals__["answer"]
+
+    def watched(opened: OpenedModel, *rest: Any) -> Any:
+        seen.append({type(block.mlp.up_proj) for block in opened.model.model.layers})
+        return answered(opened, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("chatbench.evaluate.run.answer", watched)
+        found = named(evaluate(settings(quantize="int8", out=str(tmp_path / "scores"))))
+    assert seen == [{QuantizedLinear}]
+    assert found["chrf"].n == 3
+    stored = json.loads((tmp_path / "scores" / "results.json").read_text("utf-8"))
+    assert {"perplexity", "perplexity_full", "perplexity_change"} <= {
+        score["name"] for score in stored["scores"]
+    }

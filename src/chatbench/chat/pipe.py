@@ -45,7 +45,7 @@ def continue_text(opened: OpenedModel, sampling: SamplingSettings, text: str) ->
 
 def raw_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """A document's beginning, as in pretraining."""
-    return [tokenizer.end_of_text, *tokenizer.encode(text)]
+    return [*tokenizer.text_prefix, *tokenizer.encode(text)]
 
 
 class Asked(NamedTuple):

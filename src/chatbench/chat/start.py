@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from chatbench import console
 from chatbench.chat.pipe import JsonLines, continue_text, reply_once
@@ -19,7 +18,10 @@ def chat(settings: ChatSettings) -> int:
     if settings.jsonl and sys.stdin is None:
         raise UsageError("stdin is closed", hint="pipe requests in, one JSON object a line")
     prompt = None if settings.jsonl else _prompt(settings)
-    opened = open_model(Path(settings.model), pick_device(settings.device))
+    opened = open_model(
+        settings.model, pick_device(settings.device),
+        quantize=settings.quantize, template=settings.template,
+    )  # fmt: skip
     if settings.jsonl:
         lines = JsonLines(
             opened, settings.sampling, settings.system,

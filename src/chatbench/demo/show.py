@@ -189,7 +189,7 @@ def _report(out: Path, judged: list[tuple[Evaluation, str]], seconds: float) -> 
 def _talk(out: Path) -> int:
     settings = ChatSettings(model=str(out / "bot"), sampling=SamplingSettings(temperature=0.0))
     _show_command(command_line("chat", settings))
-    opened = open_model(Path(settings.model), pick_device("auto"))
+    opened = open_model(settings.model, pick_device("auto"))
     session = ChatSession(opened, settings.sampling)
     if console.stdin_is_terminal() and console.stdout_is_terminal():
         from chatbench.chat.repl import repl

@@ -59,7 +59,7 @@ class _Row:
         self._stops = request.sampling.stop
         self._held = ""
         self._decoder = tokenizer.stream()
-        self._ends = (tokenizer.turn_end, tokenizer.end_of_text)
+        self._ends = tokenizer.stops
         self.generator = torch.Generator()
         seed = request.sampling.seed
         if seed is None:

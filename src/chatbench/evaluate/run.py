@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from chatbench import console
 from chatbench.conversation import as_json, parse_messages
@@ -27,6 +28,7 @@ from chatbench.evaluate.tasks import (
 )
 from chatbench.model.device import pick_device
 from chatbench.model.folder import OpenedModel, open_model
+from chatbench.model.quantize import quantize_model
 from chatbench.settings import EvaluateSettings, SamplingSettings
 from chatbench.storage import new_folder, pretty_json, require_own, write_file, write_json
 from chatbench.text.metrics import Judged, Score, fact_hit, known_facts, score_all
@@ -61,11 +63,11 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     out = None if settings.out is None else Path(settings.out)
     if out is not None:
         require_own(out, KIND, overwrite=settings.overwrite)
-    opened = open_model(Path(settings.model), pick_device(settings.device))
+    opened = open_model(settings.model, pick_device(settings.device), template=settings.template)
     test = _open_test_set(settings, opened)
-    sums = likelihood(opened, test.texts, chats=False, batch_size=settings.batch_size)
-    sums += likelihood(opened, test.chats, chats=True, batch_size=settings.batch_size)
-    scores = likelihood_scores(sums, opened.model.config.context)
+    scores = _likelihood_scores(settings, opened, test)
+    if settings.quantize != "none":
+        scores = _quantized_scores(settings, opened, test, scores)
     asked = test.questions[: settings.max_examples]
     questions = [question for question in asked if fits(opened, question)]
     unanswered = len(asked) - len(questions)
@@ -84,6 +86,40 @@ def evaluate(settings: EvaluateSettings) -> Evaluation:
     if out is not None:
         _write(out, settings, result, questions, pairs)
     return result
+
+
+def _likelihood_scores(
+    settings: EvaluateSettings, opened: OpenedModel, test: TestSet
+) -> list[Score]:
+    sums = likelihood(opened, test.texts, chats=False, batch_size=settings.batch_size)
+    sums += likelihood(opened, test.chats, chats=True, batch_size=settings.batch_size)
+    return likelihood_scores(sums, opened.model.config.context)
+
+
+def _quantized_scores(
+    settings: EvaluateSettings, opened: OpenedModel, test: TestSet, exact: list[Score]
+) -> list[Score]:
+    """Quantise the model in place; its likelihood beside the `exact` one of the same data.
+
+    perplexity_full is that of the weights as stored, perplexity_change the ratio to it.
+    """
+    done = quantize_model(opened.model, settings.quantize)
+    console.notice(
+        f"the weights take {done.bytes_after / 1e6:.1f} MB in {settings.quantize}, "
+        f"{done.bytes_before / 1e6:.1f} MB before"
+    )
+    kind = f"weights:{settings.quantize}"
+    scores = [
+        replace(score, signature=f"{score.signature}|{kind}")
+        for score in _likelihood_scores(settings, opened, test)
+    ]
+    full, ours = ({s.name: s for s in each}["perplexity"] for each in (exact, scores))
+    signature = f"quantised/full|{ours.signature}"
+    return [
+        *scores,
+        replace(full, name="perplexity_full"),
+        Score("perplexity_change", ours.value / full.value, ours.n, signature),
+    ]
 
 
 def _open_test_set(settings: EvaluateSettings, opened: OpenedModel) -> TestSet:
@@ -112,9 +148,9 @@ def _from_corpus(data: Path, settings: EvaluateSettings, opened: OpenedModel) ->
     texts: list[Rendered] = []
     chats: list[Rendered] = []
     for number in range(len(split)):
-        ids = split.ids(number).tolist()
-        rendered = Rendered(ids, split.weights(number).tolist())
-        (chats if ids[0] == opened.tokenizer.turn_start else texts).append(rendered)
+        rendered = Rendered(split.ids(number).tolist(), split.weights(number).tolist())
+        # Nothing of a conversation is learned before its first reply.
+        (texts if any(rendered.weights[:1]) else chats).append(rendered)
     rows = data / f"{settings.split}.jsonl"
     questions = list(questions_of(_conversations(rows))) if rows.is_file() else []
     return TestSet(texts, chats, questions, 0)

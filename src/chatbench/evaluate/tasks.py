@@ -42,11 +42,12 @@ def likelihood(
 ) -> Sums:
     """Sums over every learned token of the documents, each scored once.
 
-    Texts follow an end-of-text token; conversations begin by themselves, as in training.
+    Texts follow what the tokenizer puts before them; conversations begin by themselves, as in
+    training.
     """
     bytes_of = np.array([len(b) for b in opened.tokenizer.token_bytes])
     documents = list(documents)
-    prefix = [] if chats else [opened.tokenizer.end_of_text]
+    prefix = [] if chats else [*opened.tokenizer.text_prefix]
     losses = token_losses(opened.model, [d.ids for d in documents], prefix, batch_size)
     total = Sums()
     for document, nats in zip(documents, losses, strict=True):

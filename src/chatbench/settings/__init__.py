@@ -14,13 +14,20 @@ from chatbench.settings.training import (
     PretrainSettings,
     TrainSettings,
 )
-from chatbench.settings.use import ChatSettings, DemoSettings, EvaluateSettings, SamplingSettings
+from chatbench.settings.use import (
+    ChatSettings,
+    DemoSettings,
+    EvaluateSettings,
+    ExportSettings,
+    SamplingSettings,
+)
 
 __all__ = [
     "LARGEST_SEED",
     "ChatSettings",
     "DemoSettings",
     "EvaluateSettings",
+    "ExportSettings",
     "FinetuneSettings",
     "ModelSettings",
     "OptimSettings",

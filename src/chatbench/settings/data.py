@@ -118,6 +118,14 @@ class PreprocessSettings(Settings):
         Annotated[str, flag("Use the tokenizer of this model or corpus folder", panel="Tokenizer")]
         | None
     ) = None
+    template: (
+        Annotated[
+            str,
+            flag("Chat template for --tokenizer: chatml, llama3, zephyr, mistral, plain, or a Jinja"
+                 " file (default: its own)", "--chat-template", panel="Tokenizer"),
+        ]
+        | None
+    ) = None  # fmt: skip
     vocab_size: Annotated[
         int,
         flag("Entries of a tokenizer trained or extended here", panel="Tokenizer", ge=260,

@@ -89,6 +89,14 @@ class TrainSettings(Settings):
         flag("Rows computed at once; accumulation follows", "-b", "--batch-size",
              "--per-device-train-batch-size", panel="Batch", ge=1),
     ] | None = None  # fmt: skip
+    compile: Annotated[
+        Literal["auto", "on", "off"],
+        flag("Compile the model before training; auto: on CUDA", panel="Batch"),
+    ] = "auto"
+    activation_checkpointing: Annotated[
+        Literal["auto", "on", "off"],
+        knob("Compute blocks twice to save memory; auto: on CUDA when memory asks for it"),
+    ] = "auto"
     log_every: Annotated[int, knob("Steps between lines of metrics.jsonl", ge=1)] = 10
     eval_every: (
         Annotated[int, flag("Steps between validations", "--eval-interval", panel="Cadence", ge=1)]
@@ -159,6 +167,14 @@ class FinetuneSettings(Settings):
     train_on: Annotated[
         Literal["assistant", "all"], flag("Learn the replies only, or every token")
     ] = "assistant"
+    template: (
+        Annotated[
+            str,
+            flag("Chat template: chatml, llama3, zephyr, mistral, plain, or a Jinja file"
+                 " (default: the model's own)", "--chat-template"),
+        ]
+        | None
+    ) = None  # fmt: skip
     seed: Annotated[int, flag("Seed of the data order", ge=0, le=LARGEST_SEED)] = 0
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[

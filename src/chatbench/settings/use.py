@@ -35,6 +35,17 @@ class SamplingSettings(Settings):
     ] = field(default_factory=list)
 
 
+Quantize = Annotated[
+    Literal["none", "int8", "int4"],
+    flag("Weights in 8 or 4 bits: less memory, faster replies on a CPU, slightly less exact"),
+]
+Template = Annotated[
+    str,
+    flag("Chat template: chatml, llama3, zephyr, mistral, plain, or a Jinja file"
+         " (default: the model's own)", "--chat-template"),
+]  # fmt: skip
+
+
 class EvaluateSettings(Settings):
     """A model, and the texts or dialogues it is judged by."""
 
@@ -47,6 +58,8 @@ class EvaluateSettings(Settings):
     ) = None
     batch_size: Annotated[int, flag("Rows computed at once", "-b", ge=1)] = 16
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
+    quantize: Quantize = "none"
+    template: Template | None = None
     max_tokens: Annotated[int, flag("Longest reply", "-n", "--max-new-tokens", ge=1)] = 128
     temperature: Annotated[float, flag("0 always takes the likeliest token", "--temp", ge=0)] = 0.0
     seed: Annotated[int, flag("Seed of the choice", ge=0, le=LARGEST_SEED)] = 0
@@ -66,9 +79,29 @@ class ChatSettings(Settings):
     jsonl: Annotated[bool, flag("One JSON request a line in, one JSON reply a line out")] = False
     raw: Annotated[bool, flag("Continue the text instead of answering (base models)")] = False
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
+    quantize: Quantize = "none"
+    template: Template | None = None
     batch_size: Annotated[int, flag("Requests computed at once with --jsonl", "-b", ge=1)] = 16
     history: Annotated[bool, flag("Keep what you type for the next time")] = True
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+
+
+class ExportSettings(Settings):
+    """A model, and the form it leaves in."""
+
+    model: Annotated[str, flag("Model, run or adapter folder (required)", "-m")]
+    out: Annotated[str, flag("File (gguf) or folder (hf) to write (required)", "-o")]
+    to: Annotated[
+        Literal["gguf", "hf"],
+        flag("gguf: one file for llama.cpp and what is built on it; hf: a plain folder for"
+             " transformers, adapters merged"),
+    ] = "gguf"  # fmt: skip
+    quantize: Annotated[
+        Literal["f32", "f16", "q8_0", "q4_0"], flag("Number format of the matrices in a gguf")
+    ] = "f16"
+    template: Template | None = None
+    verify: Annotated[bool, flag("Open what was written and compare it with the model")] = False
+    overwrite: Annotated[bool, flag("Replace what is already there")] = False
 
 
 class DemoSettings(Settings):

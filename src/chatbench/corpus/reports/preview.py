@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from chatbench import console
 from chatbench.corpus.document import Document
-from chatbench.text.template import END_OF_TEXT, TURN_END, TURN_START, Rendered
+from chatbench.text.template import Rendered
 from chatbench.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -73,16 +73,12 @@ def example(
 
 def pieces(tokenizer: Tokenizer, tokens: Rendered, places: Sequence[int]) -> Iterator[Piece]:
     """The tokens at these places, drawn."""
-    names = {
-        tokenizer.end_of_text: END_OF_TEXT,
-        tokenizer.turn_start: TURN_START,
-        tokenizer.turn_end: TURN_END,
-    }
+    names = {number: name for name, number in tokenizer.controls.items()}
     for place in places:
         number = int(tokens.ids[place])
         learned = bool(tokens.weights[place])
         if number in tokenizer.control_ids:
-            yield Piece(names.get(number, f"<|{number}|>"), learned, True)
+            yield Piece(console.visible(names[number]), learned, True)
         else:
             yield Piece(draw(tokenizer.token_bytes[number]), learned, False)
 
