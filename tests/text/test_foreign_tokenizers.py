@@ -279,3 +279,36 @@ def test_an_extended_tokenizer_keeps_what_its_files_said() -> None:
     assert (grown.settings, grown.stops, grown.controls) == (
         base.settings, base.stops, base.controls
     )  # fmt: skip
+
+
+@every_kind
+def test_a_text_that_goes_on_keeps_its_spaces(
+    kind: str, tmp_path: Path, rng: random.Random
+) -> None:
+    """Cut the ids of a text anywhere: what follows the cut is what is missing."""
+    write_tokenizer(tmp_path, built(kind))
+    tokenizer = open_tokenizer(tmp_path)
+    for _ in range(40):
+        ids = tokenizer.encode(harmless(rng))
+        cut = rng.randrange(1, max(2, len(ids)))
+        head, tail = tokenizer.stream(), tokenizer.stream(begun=True)
+        begun = "".join(map(head.push, ids[:cut]))
+        rest = "".join(map(tail.push, ids[cut:]))
+        whole = tokenizer.decode(ids)
+        if begun.strip() and whole.startswith(begun) and "\ufffd" not in rest:
+            missing = whole[len(begun) :]
+            # A cut inside a character loses that character on both sides.
+            assert rest == missing or not missing.isascii()
+
+
+@every_kind
+def test_the_space_before_a_text_is_not_counted_as_text(
+    kind: str, tmp_path: Path, rng: random.Random
+) -> None:
+    write_tokenizer(tmp_path, built(kind))
+    tokenizer = open_tokenizer(tmp_path)
+    for text in ("tea and 茶", "茶叶", "x", *(harmless(rng).strip() for _ in range(40))):
+        ids = tokenizer.encode(text)
+        if tokenizer.decode(ids) == text and ids:
+            size = sum(len(tokenizer.token_bytes[number]) for number in ids)
+            assert size - tokenizer.opening_space(ids[0]) == len(text.encode()), repr(text)

@@ -36,7 +36,7 @@ def reply_once(session: ChatSession, prompt: str) -> int:
 def continue_text(opened: OpenedModel, sampling: SamplingSettings, text: str) -> int:
     """What a base model writes after `text`, streamed to stdout."""
     engine = Engine(opened.model, opened.tokenizer, max_rows=1)
-    for event in engine.run([Request(raw_prompt(opened.tokenizer, text), sampling)]):
+    for event in engine.run([Request(raw_prompt(opened.tokenizer, text), sampling, goes_on=True)]):
         if isinstance(event, Piece):
             console.emit(console.visible(event.text), end="")
     console.emit("")
@@ -92,7 +92,9 @@ class JsonLines:
             ids = self._ids(row)
             self._engine.check(ids)
             own = {key: value for key, value in row.items() if key not in _KNOWN}
-            return Asked(row.get("id", number), Request(ids, replace(self._sampling, **own)))
+            goes_on = self._raw and "messages" not in row
+            request = Request(ids, replace(self._sampling, **own), goes_on=goes_on)
+            return Asked(row.get("id", number), request)
         except (ValueError, RecursionError, UsageError) as error:
             name = row.get("id", number) if isinstance(row, dict) else number
             return Asked(name, None, f"line {number}: {error}")

@@ -22,11 +22,13 @@ _PREFILL_TOKENS = 4096
 
 
 class Request(NamedTuple):
-    """`ids` to continue; `key` is handed back with every event."""
+    """`ids` to continue; `key` is handed back with every event. `goes_on`: the new text is the
+    middle of a text, not the beginning of a reply, so its first space belongs to it."""
 
     ids: list[int]
     sampling: SamplingSettings
     key: int = 0
+    goes_on: bool = False
 
 
 class Piece(NamedTuple):
@@ -58,7 +60,7 @@ class _Row:
         self.finish: FinishReason | None = None
         self._stops = request.sampling.stop
         self._held = ""
-        self._decoder = tokenizer.stream()
+        self._decoder = tokenizer.stream(begun=request.goes_on)
         self._ends = tokenizer.stops
         self.generator = torch.Generator()
         seed = request.sampling.seed

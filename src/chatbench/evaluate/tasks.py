@@ -54,7 +54,11 @@ def likelihood(
         counted = np.asarray(document.weights, bool)
         values = nats.numpy()[counted]
         size = bytes_of[np.asarray(document.ids)[counted]]
-        total += Sums(math.fsum(values), len(values), math.fsum(values[size > 0]), int(size.sum()))
+        spelled = size > 0
+        if not chats and counted[0]:
+            # Some tokenizers put a space before a text that the text does not hold.
+            size[0] -= opened.tokenizer.opening_space(document.ids[0])
+        total += Sums(math.fsum(values), len(values), math.fsum(values[spelled]), int(size.sum()))
     return total
 
 

@@ -183,9 +183,17 @@ class Tokenizer:
         stream = self.stream()
         return "".join(map(stream.push, ids))
 
-    def stream(self) -> StreamDecoder:
-        """A decoder for ids that arrive one at a time."""
-        return StreamDecoder(self)
+    def stream(self, *, begun: bool = False) -> StreamDecoder:
+        """A decoder for ids that arrive one at a time; `begun` when they go on with a text, whose
+        first space is then no artefact of encoding."""
+        return StreamDecoder(self, begun=begun)
+
+    def opening_space(self, number: int) -> int:
+        """Bytes that id `number` stands for less at the beginning of a text."""
+        entries, first, strip = self.spelling
+        data = first.get(number, entries[number])
+        spaces = len(data) - len(data.lstrip(b" "))
+        return len(entries[number]) - len(data) + min(strip, spaces)
 
     def to_bytes(self) -> bytes:
         """`tokenizer.json` as it is saved."""
@@ -237,10 +245,11 @@ class Tokenizer:
 class StreamDecoder:
     """Ids in, text out, whole characters only; concatenated pieces equal `decode` of all ids."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._bytes, self._first, self._strip = tokenizer.spelling
+    def __init__(self, tokenizer: Tokenizer, *, begun: bool = False) -> None:
+        self._bytes, self._first, strip = tokenizer.spelling
+        self._strip = 0 if begun else strip
         self._hidden = tokenizer.hidden_ids
-        self._begun = False
+        self._begun = begun
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
 
     def push(self, number: int) -> str:
