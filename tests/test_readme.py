@@ -57,8 +57,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_readme_has_blocks_to_run() -> None:
-    assert len(BLOCKS) == 3
-    assert sum(block.count("chatbench ") for block in BLOCKS) >= 9
+    assert len(BLOCKS) == 5
+    assert sum(block.count("chatbench ") for block in BLOCKS) >= 13
 
 
 def test_the_blocks_run_one_after_another(desk: Path) -> None:
@@ -83,6 +83,7 @@ def test_every_flag_the_readme_names_exists() -> None:
         ChatSettings,
         DemoSettings,
         EvaluateSettings,
+        ExportSettings,
         FinetuneSettings,
         PreprocessSettings,
         PretrainSettings,
@@ -90,8 +91,8 @@ def test_every_flag_the_readme_names_exists() -> None:
     )
 
     every = (ChatSettings, DemoSettings, EvaluateSettings, FinetuneSettings, PreprocessSettings,
-             PretrainSettings, ScreenSettings)  # fmt: skip
-    known = {"--set", "--config", "--print-config", "--help", "--version"}
+             PretrainSettings, ScreenSettings, ExportSettings)  # fmt: skip
+    known = {"--set", "--config", "--print-config", "--help", "--version", "--kernels"}
     for settings in every:
         for leaf in leaves(settings):
             known.update(f"--{no}{leaf.name.replace('_', '-')}" for no in ("", "no-"))
