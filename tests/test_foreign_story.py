@@ -14,7 +14,7 @@ from text.foreign import llama3_like, write_tokenizer
 from chatbench.chat.start import chat
 from chatbench.conversation import Message, parse_messages
 from chatbench.corpus.shards import open_corpus
-from chatbench.errors import UsageError
+from chatbench.errors import DataError, UsageError
 from chatbench.evaluate.run import evaluate
 from chatbench.model.folder import find_model
 from chatbench.settings import (
@@ -144,6 +144,49 @@ def test_evaluate(foreign: Path, tuned: Path, chats: Path, cli: Callable[..., An
     assert found["value"] < {score.name: score.value for score in before.scores}["perplexity"]
 
 
+def test_evaluate_leaves_out_what_the_template_does_not_take(
+    foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strict = tmp_path / "strict.jinja"
+    refuse = "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    strict.write_text(TEMPLATE.replace("{% set text", refuse + "{% set text"), encoding="utf-8")
+    good = {"messages": sample_chats(1)[0]["messages"]}
+    question, reply = good["messages"][:2]
+    bad = {"messages": [question, {"role": "tool", "content": "五点"}, reply]}
+
+    def judge(name: str, *rows: dict[str, Any]) -> Any:
+        data = write_jsonl(tmp_path / name, list(rows))
+        return evaluate(
+            EvaluateSettings(
+                model=str(foreign), data=str(data), template=str(strict), max_tokens=2,
+                device="cpu",
+            )
+        )  # fmt: skip
+
+    alone, mixed = judge("good.jsonl", good), judge("mixed.jsonl", good, bad)
+    assert (alone.failed, mixed.failed) == (0, 1)
+    assert mixed.scores == alone.scores
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 of 2 conversations were left out" in told
+    assert "mixed.jsonl:2: the chat template does not take the turns" in told
+    assert "no tools" in told
+    with pytest.raises(DataError, match="nothing to judge by"):
+        judge("bad.jsonl", bad)
+
+
+def test_a_corpus_in_another_template_is_no_measure(
+    tuned: Path, foreign: Path, tmp_path: Path
+) -> None:
+    settings = EvaluateSettings(
+        model=str(foreign), data=str(tuned / "corpus"), split="train", template="llama3",
+        max_examples=1, max_tokens=1, device="cpu",
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="another chat template"):
+        evaluate(settings)
+    settings.template = None
+    assert evaluate(settings).scores
+
+
 @pytest.fixture
 def bare(foreign: Path, tmp_path: Path) -> Path:
     """The model without its template."""
@@ -161,10 +204,12 @@ def test_what_a_conversation_cannot_be_is_one_line(
     loop = "{% for a in range(100000) %}"
     bomb.write_text(loop * 3 + "{% endfor %}" * 3, encoding="utf-8")
     for arguments, code, words in (
-        ((bare,), 2, "no chat template; give --template"),
-        ((foreign, "--template", bomb), 4, "works longer"),
+        ((bare, "-p", "你好"), 2, "no chat template; give --template"),
+        ((bare, "--jsonl"), 2, "no chat template; give --template"),
+        ((foreign, "-p", "你好", "--template", bomb), 4, "works longer"),
     ):
-        done = cli("chat", "-m", *arguments, "-p", "你好", "--device", "cpu")
+        asked = json.dumps({"prompt": "你好"}) + "\n"
+        done = cli("chat", "-m", *arguments, "--device", "cpu", input=asked)
         assert done.returncode == code, done.stderr
         assert words in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr

@@ -575,6 +575,7 @@ def test_without_a_template_only_conversations_are_refused(
         ("lama3", "did you mean llama3"),
         (str(tmp_path / "none.jinja"), "neither a file nor the name"),
         (str(tmp_path), "neither a file nor the name"),
+        ("x" * 5000, "neither a file nor the name"),
     ):
         with pytest.raises(UsageError, match=words):
             reply_prompt(open_tokenizer(folders["gpt2"], given), CHAT[:1])

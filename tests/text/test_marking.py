@@ -6,6 +6,7 @@ import json
 import random
 
 import pytest
+from text.foreign import gpt2_like
 from text.foreign_kinds import (
     FRAGMENTS,
     HARMLESS,
@@ -13,9 +14,12 @@ from text.foreign_kinds import (
     every_kind,
     opened,
 )
+from tokenizers import AddedToken, Regex, normalizers
 from tokenizers import Tokenizer as Backend
 
-from chatbench.errors import DataError
+from chatbench.errors import DataError, IntegrityError
+from chatbench.text.tokenizer import Tokenizer
+from chatbench.text.tokenizer_files import TokenizerFiles
 
 Parts = list[tuple[str, bool]]
 
@@ -54,6 +58,50 @@ def test_every_short_text_over_the_characters_of_the_control_tokens_is_text() ->
     assert len(texts) > 5000
     for ids in tokenizer.encode_batch(texts):
         assert not tokenizer.control_ids & set(ids)
+
+
+def with_special(backend: Backend, name: str, entry: bool) -> Backend:
+    """With one more special token, which is an entry of the vocabulary if wanted."""
+    content = json.loads(backend.to_str())
+    if entry:
+        content["model"]["vocab"].setdefault(name, len(content["model"]["vocab"]))
+    backend = Backend.from_str(json.dumps(content))
+    backend.add_special_tokens([AddedToken(name, normalized=False)])
+    return backend
+
+
+@pytest.mark.parametrize("name", ["茶", "§"])
+def test_a_control_token_of_one_character_is_spelled_by_bytes_in_texts(name: str) -> None:
+    backend, config = built("llama2")
+    tokenizer = Tokenizer(with_special(backend, name, entry=True), TokenizerFiles(config))
+    assert tokenizer.controls[name] in tokenizer.control_ids
+    text = f"小{name} a{name}"
+    assert not tokenizer.control_ids & {*tokenizer.encode(text), *tokenizer.encode_batch([text])[0]}
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize(("kind", "name"), [("gpt2", "!"), ("llama2", "<0x07>")])
+def test_the_entry_of_a_byte_stays_text_even_when_files_call_it_special(
+    kind: str, name: str
+) -> None:
+    """Without it some texts could not be written at all."""
+    backend, config = built(kind)
+    tokenizer = Tokenizer(with_special(backend, name, entry=False), TokenizerFiles(config))
+    assert tokenizer.controls[name] not in tokenizer.control_ids
+    text = "tea! \x07"
+    assert tokenizer.controls[name] in tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_normaliser_that_knows_of_stand_ins_is_refused(normalized: bool) -> None:
+    """It takes the names apart that control tokens have while contents hold lookalikes."""
+    backend, config = gpt2_like()
+    backend.normalizer = normalizers.Replace(Regex("<[0-9a-f]{32}"), "")
+    backend.add_special_tokens([AddedToken("<a>", normalized=normalized)])
+    tokenizer = Tokenizer(backend, TokenizerFiles(config))
+    with pytest.raises(IntegrityError, match="makes up control tokens"):
+        tokenizer.encode_marked([("<a>", True), ("<a>", False)])
 
 
 def test_lone_surrogates_are_refused() -> None:

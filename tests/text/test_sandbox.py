@@ -25,6 +25,7 @@ TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 LOOP = "{% for i in range(100000) %}"
 END = "{% endfor %}"
+LIST = "{% set l = range(40000) | list %}"
 GROW = "{% set ns = namespace(a=START) %}{% for i in range(200) %}{% set ns.a = STEP %}{% endfor %}"
 
 
@@ -79,6 +80,22 @@ BOMBS = {
     "date width": "{{ strftime_now('%1000000000d') }}",
     "sorting": "{% for i in range(1000) %}{{ range(100000) | sort | length }}{% endfor %}",
     "comparing": "{% set a = 'a' * 900000 %}" + "{{ a == a + '' }}" * 1000,
+    "percent width after a name": "{{ '%(a)300000000d' % {'a': 5} }}",
+    "format width in other digits": "{{ '{:３００００００００}'.format(5) }}",
+    "a test over a list": LIST + "{{ range(-40000, -1) | select('in', l) | list | length }}",
+    "a test in a loop": LIST + "{% for i in range(20000) %}{{ 1 if -1 is in l }}{% endfor %}",
+    "a body that only asks": "{% for i in range(300000) %}"
+    + ("{% if " + " and ".join("i" * 80) + " %}{% endif %}") * 30 + END,
+    "a body that only names": "{% for i in range(300000) %}"
+    + "{% set a = i if i else i if i else i %}" * 300 + END,
+    "numbers with one hash": "{{ range(0, 100000 * PRIME, PRIME) | unique | list | length }}"
+    .replace("PRIME", str(2**61 - 1)),
+    "search from the right": "{{ ('a' * 400000).rfind('ab' + 'a' * 200000) }}",
+    "split from the right": "{{ ('a' * 400000).rsplit('ab' + 'a' * 200000) }}",
+    "strip of many": "{{ ('茶' * 400000).strip('店' * 400000 + '茶') }}",
+    "trim of many": "{{ ('茶' * 400000) | trim('店' * 400000 + '茶') }}",
+    "a loop that compares": LIST
+    + "{% for i in range(2000) %}{{ 1 if loop.changed(l) }}{% endfor %}",
     "ten megabytes": "x" * 10_000_000,
     "parentheses": "{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}",
     "fewer parentheses": "{{ " + "(" * 9_000 + "1" + ")" * 9_000 + " }}",
@@ -92,6 +109,8 @@ BOMBS = {
     "nested ifs": "{% if 1 %}" * 2_000 + "{% endif %}" * 2_000,
     "nested fors": "{% for a in b %}" * 100 + END * 100,
     "many digits": "{{ " + "9" * 60_000 + " }}",
+    "hexadecimal digits": "{{ 0x" + "f" * 60_000 + " % 7 }}",
+    "beyond all numbers": "{{ 1e999 * 0 }}",
     "unclosed": "{{ '" + "\\" * 60_000,
     "spaces": "{%- " + " " * 60_000,
 }  # fmt: skip
@@ -198,6 +217,7 @@ HARMLESS = {
     "strings": "{{ ' a b '.strip() }}|{{ 'a-b'.split('-') }}|{{ 'ab'.startswith('a') }}|"
     "{{ 'ab'.upper() }}|{{ 'x'.replace('x', 'yy') }}|{{ ', '.join(['a', 'b']) }}|"
     "{{ 'a\nb'.splitlines() }}|{{ 'abc'.find('c') }}|{{ '%s-%d' % ('a', 3) }}|{{ 'a' * 3 }}|"
+    "{{ '%(k)s%%' % {'k': 5} }}{{ '% d' % 5 }}|"
     "{{ 'x'.rstrip('\n').lstrip('x') }}|{{ '{} {}'.format(1, 'b') }}|{{ 'ab'.center(6) }}",
     "filters": "{{ ' a ' | trim }}{{ 'ab' | capitalize }}{{ 'AB' | lower }}{{ [3, 1] | sort }}"
     "{{ messages | map(attribute='role') | join(', ') }}{{ messages | map('length') | list }}"
@@ -316,6 +336,14 @@ def test_long_conversations_get_the_room_they_need() -> None:
     )
     messages = MESSAGES * 2000
     assert rendered(source, messages=messages) == by_transformers(source, messages)
+
+
+def test_asking_how_many_turns_there_are_costs_no_more_in_long_conversations() -> None:
+    source = (
+        "{% for m in messages %}{% if messages is iterable and loop.index == messages | length %}"
+        "{{ m.role }}{% endif %}{% endfor %}"
+    )
+    assert rendered(source, messages=MESSAGES * 3000) == "assistant"
 
 
 def test_weight_is_that_of_the_value_written_out(rng: random.Random) -> None:

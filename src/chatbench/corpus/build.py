@@ -28,6 +28,7 @@ from chatbench.corpus import comparing
 from chatbench.corpus import ledger as accounts
 from chatbench.corpus import plan as plans
 from chatbench.corpus.chunks import Entries, content_sizes, digests_of
+from chatbench.corpus.cleaning.refused import REFUSED
 from chatbench.corpus.cleaning.stages import make_stages
 from chatbench.corpus.crew import Crew, WorkerLost, cores
 from chatbench.corpus.encoding import HELD_OUT, BucketResult, item_of, rows_path, shard_path
@@ -260,11 +261,13 @@ class Build:
         )
 
     def _refuse_failures(self, ledger: Ledger) -> None:
-        failed = ledger.total().failed.total()
-        if failed and self.settings.strict:
+        total = ledger.total()
+        failed, refused = total.failed.total(), total.dropped[REFUSED]
+        if (failed or refused) and self.settings.strict:
             accounts.show(ledger)
+            what = "read" if failed else "written in the chat template"
             raise DataError(
-                f"{failed} records cannot be read, and --strict asks for all",
+                f"{failed or refused} records cannot be {what}, and --strict asks for all",
                 hint="mend them, or leave --strict out to go on without them",
             )
 
@@ -362,12 +365,9 @@ def _versions() -> list[str]:
 def _state_of_lists(settings: PreprocessSettings) -> list[tuple[str, int, int]]:
     """Path, size and time of every file that a stage reads."""
     named = [*settings.block, *settings.against, settings.screen, settings.bin_tokenizer]
-    places = [Path(name) for name in named if name is not None]
-    files = [
-        file
-        for place in places
-        for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
-    ]
+    named += [settings.tokenizer, settings.template]
+    places = [Path(name) for name in named if name is not None and os.path.exists(name)]
+    files = [f for p in places for f in (sorted(p.rglob("*")) if p.is_dir() else [p])]
     states = [(written(file), file.stat()) for file in files if file.is_file()]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 

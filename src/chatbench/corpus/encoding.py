@@ -69,8 +69,14 @@ def encode_bucket(folder: str, number: int) -> BucketResult:
     return writer.result()
 
 
-@lru_cache(maxsize=1)
 def _open(folder: Path) -> Tokenizer:
+    """Opened once for all buckets of a corpus; the next one may lie in the same place."""
+    states = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    return _opened(folder, tuple((name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in states))
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path, _: tuple[tuple[str, int, int, int], ...]) -> Tokenizer:
     return open_tokenizer(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +82,7 @@ def choose_template(tokenizer: Tokenizer) -> ChatTemplate:
     if source is None:
         raise UsageError(
             "the model has no chat template",
-            hint=f"give --template {'|'.join(NAMES)} or a Jinja file, or use --raw",
+            hint=f"give --template {'|'.join(NAMES)} or a Jinja file; chat --raw needs none",
         )
     name = source if source in NAMES else "jinja"
     return Foreign(tokenizer, template_text(source, tokenizer), name)
@@ -110,9 +111,9 @@ def template_text(given: str, tokenizer: Tokenizer) -> str:
     if "{" in given or "\n" in given:
         return given
     path = Path(given)
-    if not path.is_file():
+    if not os.path.isfile(given):  # Path.is_file raises for what is too long to be a path
         raise UsageError(
-            f"{given} is neither a file nor the name of a chat template",
+            f"{given[:200]} is neither a file nor the name of a chat template",
             hint=did_you_mean(given, [*NAMES]),
         )
     from chatbench.text.tokenizer_files import read_bounded

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from chatbench.conversation import ROLES, Message
 from chatbench.errors import IntegrityError, UsageError
-from chatbench.text.layout import Layout, LayoutEncoder, cut_at_marks, mark, reserved_in
+from chatbench.text.layout import Encoded, Layout, LayoutEncoder, cut_at_marks, mark, reserved_in
 from chatbench.text.template import Rendered
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from chatbench.text.tokenizer import Tokenizer
 
 _KEPT_LAYOUTS = 512
+_AT_ONCE = 256
 # Each costs a rendering of what comes before it.
 _MOST_BORDERS = 256
 _NAMED = (
@@ -65,13 +66,35 @@ class Foreign:
         self._jinja: SafeTemplate = SafeTemplate(source)
         self._tokens = named_tokens(tokenizer.settings)
         self._planned = lru_cache(maxsize=_KEPT_LAYOUTS)(self._plan)
+        self._refused = lru_cache(maxsize=_KEPT_LAYOUTS)(self._refusal)
         self._prompts = lru_cache(maxsize=_KEPT_LAYOUTS)(self._prompt_layout)
         self._encoder = LayoutEncoder(tokenizer)
 
     def render_batch(self, conversations: Sequence[Sequence[Message]]) -> Iterable[Rendered]:
         """Each conversation. Raises UsageError when the template refuses its turns or leaves a
         content out, IntegrityError when the template goes beyond what it may do."""
-        return map(self._render, conversations)
+        for begin in range(0, len(conversations), _AT_ONCE):
+            some = [self._written(messages) for messages in conversations[begin : begin + _AT_ONCE]]
+            plans = [self._planned(_roles(messages)) for messages in some]
+            encoded = self._encoder.encode_batch(
+                [
+                    (plan.layout, _contents(messages), list(plan.borders.values()))
+                    for messages, plan in zip(some, plans, strict=True)
+                ]
+            )
+            yield from map(self._weighted, some, plans, encoded)
+
+    def refusal(self, messages: Sequence[Message]) -> str | None:
+        """Why the template does not take these turns, in words; None when it does. Raises
+        IntegrityError as `render_batch` does."""
+        return self._refused(_roles(self._written(messages)))
+
+    def _refusal(self, roles: tuple[str, ...]) -> str | None:
+        try:
+            self._planned(roles)
+        except UsageError as error:
+            return error.message
+        return None
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids after which the reply is written; what `render_batch` gives begins with them."""
@@ -86,11 +109,7 @@ class Foreign:
         empty = _roles(messages)[:2] == ("system", "user") and not messages[0].content.strip()
         return messages[1:] if empty and self._joins_system else messages
 
-    def _render(self, messages: Sequence[Message]) -> Rendered:
-        messages = self._written(messages)
-        plan = self._planned(_roles(messages))
-        contents = _contents(messages)
-        encoded = self._encoder.encode(plan.layout, contents, list(plan.borders.values()))
+    def _weighted(self, messages: Sequence[Message], plan: Planned, encoded: Encoded) -> Rendered:
         begins = dict(zip(plan.borders, encoded.borders, strict=True))
         weights = [0] * len(encoded.ids)
         for place in encoded.places:

@@ -8,9 +8,10 @@ merged characters across the border; there, and only there, the text is cut.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from chatbench.errors import IntegrityError
@@ -134,9 +135,7 @@ class Encoded(NamedTuple):
 
     def first(self, place: Place) -> int:
         """The first id that is not wholly before this content."""
-        return next(
-            (n for n, (_, end) in enumerate(self.spans) if end > place.start), len(self.ids)
-        )
+        return bisect_right(self.spans, place.start, key=itemgetter(1))
 
     def reply(self, place: Place, stops: frozenset[int]) -> tuple[int, int]:
         """The ids from this content's first to the one that ends the turn."""
@@ -172,8 +171,28 @@ class LayoutEncoder:
     def encode(self, layout: Layout, contents: Sequence[str], prompts: Sequence[Layout]) -> Encoded:
         """The ids of a layout filled with contents; after the ids of each of `prompts`, with
         which the layout begins, a new id begins. Raises DataError for lone surrogates."""
-        parts = layout.parts(contents)
-        ids, spans = self._encode(parts, [])
+        return next(self.encode_batch([(layout, contents, prompts)]))
+
+    def encode_batch(
+        self, jobs: Sequence[tuple[Layout, Sequence[str], Sequence[Layout]]]
+    ) -> Iterator[Encoded]:
+        """`encode` of each, in parallel."""
+        texts = [layout.parts(contents) for layout, contents, _ in jobs]
+        for job, parts, whole in zip(
+            jobs, texts, self._tokenizer.encode_marked_batch(texts), strict=True
+        ):
+            yield self._bordered(*job, parts, whole)
+
+    def _bordered(
+        self,
+        layout: Layout,
+        contents: Sequence[str],
+        prompts: Sequence[Layout],
+        parts: list[Part],
+        whole: tuple[list[int], list[Span]],
+    ) -> Encoded:
+        """What is encoded as a whole, cut where a prompt needs it."""
+        ids, spans = whole
         places: list[Place] = []
         at = 0
         for piece, (text, _) in zip(layout.pieces, parts, strict=True):
@@ -228,7 +247,7 @@ class LayoutEncoder:
             piece = _head(parts, end, begin)
             more, where = self._continued(piece) if begin else self._tokenizer.encode_marked(piece)
             ids += more
-            spans += [(begin + a, begin + b) for a, b in where]
+            spans += [(begin + a, begin + b) for a, b in where] if begin else where
             begin = end
         return ids, spans
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer as Backend
 
+from chatbench.errors import IntegrityError
 from chatbench.text.splitting import refuse_surrogates
 
 Part = tuple[str, bool]
@@ -82,7 +83,8 @@ class Marker:
 
         The ids are those the backend gives for the joined string as long as no control token is
         recognised outside the markup; otherwise what looks like one there, or reaches out of the
-        markup, is encoded as text. Raises DataError for lone surrogates.
+        markup, is encoded as text. Raises DataError for lone surrogates, IntegrityError for a
+        normaliser that makes control tokens of other text.
         """
         joined = ["".join(part for part, _ in parts) for parts in texts]
         for text in joined:
@@ -103,9 +105,8 @@ class Marker:
     ) -> bool:
         """Whether every control token among `ids` lies inside one stretch of markup."""
         starts = [start for start, _, _ in runs]
-        for number, (start, end) in zip(ids, offsets, strict=True):
-            if number not in self._controls:
-                continue
+        for at in [at for at, number in enumerate(ids) if number in self._controls]:
+            number, (start, end) = ids[at], offsets[at]
             # A token may take the white space beside it along.
             name = self._names[number]
             place = text.find(name, start, end)
@@ -147,10 +148,13 @@ class Marker:
                 for number, span in zip(marked.ids, marked.offsets, strict=True)
                 if number in self._controls
             ]
-            if len(taken) == len(places):
-                return marked
             # Flags and normalisation can keep the backend from seeing a token: then it is text.
-            places = [(a, b) for a, b in places if any(c <= a and b <= d for c, d in taken)]
+            seen = [(a, b) for a, b in places if any(c <= a and b <= d for c, d in taken)]
+            if len(taken) == len(places) == len(seen):
+                return marked
+            if seen == places:
+                raise IntegrityError("the tokenizer makes up control tokens as it normalises")
+            places = seen
 
     def _with_stand_ins(self, text: str, places: Sequence[Span]) -> Marked:
         """Encode with the tokens at these places under the names of the twin."""
@@ -219,7 +223,9 @@ def _can_spell(model: Mapping[str, Any], names: Mapping[str, str]) -> bool:
         return True
     if model.get("ignore_merges"):
         return not model["vocab"].keys().isdisjoint(names)
-    return any(left + right in names for left, right in map(_pair, model["merges"]))
+    # One character is an entry before any merge.
+    reached = {name for name in names if len(name) == 1} & model["vocab"].keys()
+    return bool(reached) or any(a + b in names for a, b in map(_pair, model["merges"]))
 
 
 def _pair(merge: str | list[str]) -> Sequence[str]:

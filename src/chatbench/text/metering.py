@@ -6,31 +6,26 @@ grow beyond the allowance; the clock of the thread is a second limit.
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import date
-from functools import wraps
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
-from jinja2 import filters as jinja_filters
-from jinja2 import pass_environment
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import LoopContext, Undefined
 from jinja2.utils import Namespace
-
-if TYPE_CHECKING:
-    from chatbench.text.sandbox import Sandbox
 
 LARGEST = 1_000_000  # characters, or four for each entry, of any one value
 _ALLOWANCE, _ALLOWANCE_PER_TURN = 2_000_000, 20_000
 _SECONDS, _SECONDS_PER_TURN = 0.5, 0.002  # of this thread's processor time
 _CLOCK_EVERY = 64
-_LARGEST_INTEGER_BITS = 256
-_LONGEST_PRECISION = 30
+# Below 2^61 - 1 no two numbers but -1 and -2 have one hash; the multiples of it all share theirs,
+# and a set of them takes the square of its size.
+_LARGEST_INTEGER_BITS = 60
 _CALL, _LOOK, _TURN = 20, 2, 5
+# A search may compare every character of one string with every one of another, some at once.
+COMPARED_AT_ONCE = 64
 
 # What a template that asks for today's date gets: ids depend on the conversation, not on the day.
 FIXED_DATE = date(2024, 7, 26)
@@ -59,9 +54,10 @@ _METHODS: dict[type, frozenset[str]] = {
 _ITERABLE: tuple[type, ...] = (
     str, list, tuple, dict, range, type({}.keys()), type({}.values()), type({}.items()),
 )  # fmt: skip
-# A width in a conversion (`%9d`, `{:9}`) makes as many characters as it says.
-_WIDTH_OF_PERCENT = re.compile(r"%[^a-zA-Z%]*[0-9*]")
-_WIDTH_OF_BRACES = re.compile(r"\{[^{}]*:[^{}]*[0-9{]")
+# A width in a conversion (`%9d`, `{:9}`, in the digits of any script) makes as many characters as
+# it says, so only conversions that have none are let through.
+_PLAIN_PERCENT = re.compile(r"%(?:%|(?:\([^()%]*\))?[-+ ]*[a-zA-Z])")
+_WIDTH_OF_BRACES = re.compile(r"\{[^{}]*:[^{}]*[\d{]")
 _DATE_FORMAT = re.compile(r"[%A-Za-z ,.:/年月日-]{0,100}")
 
 
@@ -101,14 +97,29 @@ class Meter:
             return list(value)
         if not _can_loop(value):
             raise TypeError(f"a {type(value).__name__} is nothing to loop over")
-        self.charge(_TURN * (len(value) + 1))
-        return list(value)
+        self.fits(len(value))
+        self.charge(_TURN)
+        return _Steps(self, value)
 
     def look(self) -> None:
         self.charge(_LOOK)
 
     def call(self) -> None:
         self.charge(_CALL)
+
+
+class _Steps(list[Any]):
+    """The entries of a loop, each charged when it is reached: a body may cost time and nothing
+    else, and without charges nobody looks at the clock."""
+
+    def __init__(self, meter: Meter, entries: Iterable[Any]) -> None:
+        super().__init__(entries)
+        self._meter = meter
+
+    def __iter__(self) -> Iterator[Any]:
+        for entry in super().__iter__():
+            self._meter.charge(_TURN)
+            yield entry
 
 
 def weigh(value: Any) -> int:
@@ -161,8 +172,10 @@ def check_method(meter: Meter, owner: Any, name: str, arguments: tuple[Any, ...]
     if not isinstance(owner, str) or not arguments:
         return
     first = arguments[0]
+    if isinstance(first, str):
+        meter.charge(len(owner) * len(first) // COMPARED_AT_ONCE)
     if name == "replace" and len(arguments) > 1:
-        meter.fits(_replaced_size(owner, first, arguments[1]))
+        meter.fits(replaced_size(owner, first, arguments[1]))
     elif name == "join":
         entries = len(first) if _can_loop(first) else 0
         meter.fits(weigh(first) + len(owner) * entries)
@@ -170,19 +183,27 @@ def check_method(meter: Meter, owner: Any, name: str, arguments: tuple[Any, ...]
         meter.fits(first)
 
 
-def check_format(meter: Meter, owner: str, values: tuple[Any, ...]) -> None:
-    """Whether `owner`, as a format of either kind, stays small. Raises Overspent."""
-    if _WIDTH_OF_PERCENT.search(owner) or _WIDTH_OF_BRACES.search(owner):
+def check_percent(meter: Meter, pattern: str, values: tuple[Any, ...]) -> None:
+    """Whether `pattern % values` stays small. Raises Overspent."""
+    if "%" in _PLAIN_PERCENT.sub("", pattern):
         raise Overspent("formats with a width")
-    places = owner.count("%") + owner.count("{")
-    meter.fits(len(owner) + places * sum(map(weigh, values)) * 2)
+    meter.fits(len(pattern) + pattern.count("%") * sum(map(weigh, values)) * 2)
+
+
+def check_braces(meter: Meter, pattern: str, values: tuple[Any, ...]) -> None:
+    """Whether `pattern.format(values)` stays small and within them. Raises SecurityError."""
+    if _WIDTH_OF_BRACES.search(pattern):
+        raise Overspent("formats with a width")
+    if "." in pattern or "[" in pattern:
+        raise SecurityError("reaches into values by a format")
+    meter.fits(len(pattern) + pattern.count("{") * sum(map(weigh, values)) * 2)
 
 
 def check_operation(meter: Meter, operator: str, left: Any, right: Any) -> None:
     """Whether `left operator right` stays small. Raises Overspent."""
     meter.look()
     if operator == "%" and isinstance(left, str):
-        check_format(meter, left, (right,))
+        check_percent(meter, left, (right,))
     elif operator in ("*", "**"):
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length()
@@ -196,7 +217,8 @@ def check_operation(meter: Meter, operator: str, left: Any, right: Any) -> None:
         meter.charge(weigh(left) + weigh(right))
 
 
-def _replaced_size(text: str, old: Any, new: Any) -> int:
+def replaced_size(text: str, old: Any, new: Any) -> int:
+    """An upper bound of the characters of `text.replace(old, new)`."""
     if not isinstance(old, str) or not isinstance(new, str):
         return len(text)
     return len(text) + text.count(old) * len(new)
@@ -207,122 +229,6 @@ def fixed_date(pattern: str) -> str:
     if not isinstance(pattern, str) or not _DATE_FORMAT.fullmatch(pattern):
         raise Overspent("formats a date in an unusual way")
     return FIXED_DATE.strftime(pattern)
-
-
-@pass_environment
-def _replace(env: Sandbox, text: Any, old: Any, new: Any, count: int = -1) -> str:
-    env.meter.fits(_replaced_size(str(text), old, new))
-    return str(text).replace(old, new, -1 if count is None else count)
-
-
-@pass_environment
-def _join(env: Sandbox, value: Any, d: str = "", attribute: str | int | None = None) -> str:
-    entries = list(value)
-    if attribute is not None:
-        entries = list(map(jinja_filters.make_attrgetter(env, attribute), entries))
-    env.meter.fits(2 * weigh(entries) + len(str(d)) * len(entries))
-    return str(d).join(map(str, entries))
-
-
-@pass_environment
-def _center(env: Sandbox, text: Any, width: int = 80) -> str:
-    env.meter.fits(width)
-    return str(text).center(width)
-
-
-@pass_environment
-def _indent(env: Sandbox, text: Any, width: int | str = 4, first: bool = False) -> str:
-    margin = width if isinstance(width, str) else " " * min(width, LARGEST)
-    lines = str(text).split("\n")
-    env.meter.fits(len(str(text)) + len(margin) * len(lines))
-    # As Jinja does: empty lines, and the first unless asked for, get no margin.
-    body = [line and margin + line for line in lines[1:]]
-    return "\n".join([margin + lines[0] if first else lines[0], *body])
-
-
-@pass_environment
-def _format(env: Sandbox, text: str, *values: Any, **named: Any) -> str:
-    check_format(env.meter, str(text), (*values, named))
-    return str(text) % (named or values)
-
-
-@pass_environment
-def _round(env: Sandbox, value: float, precision: int = 0, method: Any = "common") -> float:
-    if abs(precision) > _LONGEST_PRECISION:
-        raise Overspent("computes with huge numbers")
-    return jinja_filters.do_round(value, precision, method)
-
-
-@pass_environment
-def _sum(env: Sandbox, value: Any, attribute: str | int | None = None, start: float = 0) -> Any:
-    entries = list(value)
-    if attribute is not None:
-        entries = list(map(jinja_filters.make_attrgetter(env, attribute), entries))
-    if not all(isinstance(entry, int | float) for entry in (start, *entries)):
-        raise TypeError("sum adds numbers only")
-    return sum(entries, start)
-
-
-@pass_environment
-def _tojson(
-    env: Sandbox,
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as chat templates want it: nothing escaped for HTML."""
-    if (isinstance(indent, int) and indent > 16) or len(str(indent)) + len(str(separators)) > 64:
-        raise Overspent("writes JSON with huge gaps")
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-# Left out: what depends on chance, marks HTML as safe, or grows without a bound of its own.
-_FROM_JINJA = (
-    "abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "groupby", "int",
-    "items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr",
-    "reverse", "select", "selectattr", "sort", "string", "title", "trim", "unique", "upper",
-    "wordcount",
-)  # fmt: skip
-_OWN: dict[str, Callable[..., Any]] = {
-    "center": _center,
-    "format": _format,
-    "indent": _indent,
-    "join": _join,
-    "replace": _replace,
-    "round": _round,
-    "sum": _sum,
-    "tojson": _tojson,
-}
-
-
-def metered_filters(env: Sandbox) -> dict[str, Callable[..., Any]]:
-    """The filters of a template in `env`, charged by what they read and make."""
-    known = {name: jinja_filters.FILTERS[name] for name in _FROM_JINJA} | _OWN
-    return {name: _metered(env, function) for name, function in known.items()}
-
-
-def _metered(env: Sandbox, function: Callable[..., Any]) -> Callable[..., Any]:
-    # Jinja hands its context, or the like, to functions that carry this mark.
-    skipped = int(hasattr(function, "jinja_pass_arg"))
-
-    @wraps(function)
-    def call(*arguments: Any, **named: Any) -> Any:
-        env.meter.call()
-        env.meter.charge(sum(map(weigh, arguments[skipped:])) + weigh(named))
-        made = function(*arguments, **named)
-        if isinstance(made, Iterator):
-            made = list(islice(made, LARGEST))
-        return env.meter.admit(made)
-
-    return call
 
 
 class Names(Namespace):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from math import isfinite
 from threading import Lock
 from types import BuiltinMethodType, MethodType
 from typing import Any, cast
@@ -24,16 +25,16 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from chatbench.errors import IntegrityError
+from chatbench.text.metered_filters import metered_filters, metered_tests
 from chatbench.text.metering import (
     Meter,
     Names,
     Overspent,
     check_attribute,
-    check_format,
+    check_braces,
     check_method,
     check_operation,
     fixed_date,
-    metered_filters,
     plain_dict,
     small_range,
     weigh,
@@ -105,11 +106,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         )
         self.meter = Meter(0)
         self.filters = metered_filters(self)
-        self.tests = {
-            name: test
-            for name, test in self.tests.items()
-            if name not in ("callable", "escaped", "filter", "test")
-        }
+        self.tests = metered_tests(self, self.tests)
         self._functions = {
             "range": small_range,
             "dict": plain_dict,
@@ -188,6 +185,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(obj, BuiltinMethodType):
             return self._call_method(obj, args, kwargs)
         if isinstance(owner, LoopContext) or obj in self._functions.values():
+            self.meter.charge(weigh(args) + weigh(kwargs))
             return self.meter.admit(obj(*args, **kwargs))
         raise SecurityError(f"calls a {type(obj).__name__}")
 
@@ -195,9 +193,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         owner, name = method.__self__, method.__name__
         check_attribute(owner, name)
         if name == "format":
-            check_format(self.meter, owner, (*args, kwargs))
-            if "." in owner or "[" in owner:
-                raise SecurityError("reaches into values by a format")
+            check_braces(self.meter, owner, (*args, kwargs))
         else:
             check_method(self.meter, owner, name, (*args, *kwargs.values()))
         return self.meter.admit(method(*args, **kwargs))
@@ -216,6 +212,13 @@ class _Metered(NodeTransformer):
             raise SecurityError("uses a recursive loop")
         self.generic_visit(node)
         node.iter = _calling("iterated", node.iter)
+        return node
+
+    def visit_Const(self, node: nodes.Const) -> nodes.Node:
+        # Python has no literal for what lies beyond the largest number: `1e999` becomes a name.
+        if isinstance(node.value, float) and not isfinite(node.value):
+            raise SecurityError("computes with huge numbers")
+        weigh(node.value)
         return node
 
     def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Node:

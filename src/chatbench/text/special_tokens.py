@@ -48,9 +48,9 @@ def find_special_tokens(
     """Sort the tokens of `content`, a parsed tokenizer.json with the ids `vocab`.
 
     Control tokens are those the files call special, those the chat template writes, and well-known
-    marks of turns; other added tokens (runs of spaces, words added later) are text, and so is the
-    unknown token where it is needed. In a `native` tokenizer every added token controls. Raises
-    IntegrityError when none can end a text.
+    marks of turns; other added tokens (runs of spaces, words added later) are text, and so are the
+    unknown token and the entries of single bytes where texts need them. In a `native` tokenizer
+    every added token controls. Raises IntegrityError when none can end a text.
     """
     added = _added_tokens(content, vocab, files)
     template = files.own_template or ""
@@ -63,8 +63,9 @@ def find_special_tokens(
         or token["content"] in _MARKS or token["id"] in files.stop_ids
     }  # fmt: skip
     # What a vocabulary writes for characters it lacks comes from text.
-    for name in [n for n, number in controls.items() if number == _unknown_id(content, vocab)]:
-        del controls[name]
+    of_bytes = _ids_of_bytes(content, vocab)
+    needed = {_unknown_id(content, vocab), *of_bytes}
+    controls = {name: number for name, number in controls.items() if number not in needed}
     stops = {controls[name] for name in TURN_ENDS if name in controls}
     # transformers gives a config without eos_token_id the ids of Llama 2; in another vocabulary
     # they are plain text, so only control tokens are believed.
@@ -77,7 +78,7 @@ def find_special_tokens(
         added,
         frozenset(controls.values()),
         # As in transformers: marks of tool calls and of thinking are not special, and are shown.
-        frozenset(token["id"] for token in added if native or token["special"]),
+        frozenset(t["id"] for t in added if native or t["special"]).difference(of_bytes),
         frozenset(stops | {end}),
         end,
         _text_prefix(content.get("post_processor"), controls, files) or (end,),
@@ -87,11 +88,18 @@ def find_special_tokens(
 def _unknown_id(content: Mapping[str, Any], vocab: Mapping[str, int]) -> int | None:
     """The id of characters that the vocabulary cannot spell; None when it spells every byte."""
     model = content["model"]
-    fallback = model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocab for byte in range(256))
-    if fallback or vocab.keys() >= byte_alphabet().keys():
+    if _ids_of_bytes(content, vocab):
         return None
     found = vocab.get(model["unk_token"]) if model.get("unk_token") else model.get("unk_id")
     return None if found is None else int(found)
+
+
+def _ids_of_bytes(content: Mapping[str, Any], vocab: Mapping[str, int]) -> list[int]:
+    """The entries that spell single bytes, when there is one for every byte."""
+    alphabet = list(byte_alphabet())
+    if content["model"].get("byte_fallback"):
+        alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+    return [vocab[name] for name in alphabet] if vocab.keys() >= set(alphabet) else []
 
 
 def _added_tokens(

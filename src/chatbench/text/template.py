@@ -64,6 +64,9 @@ class ChatTemplate(Protocol):
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids after which the model writes the assistant's next reply."""
 
+    def refusal(self, messages: Sequence[Message]) -> str | None:
+        """Why these turns cannot be written, in words; None when they can."""
+
 
 class ChatML:
     """The template of models trained here, piece by piece and without Jinja."""
@@ -98,6 +101,9 @@ class ChatML:
                 ids += newline
                 weights += [0] * len(newline)
             yield Rendered(ids, weights)
+
+    def refusal(self, messages: Sequence[Message]) -> None:
+        """ChatML takes turns in any order."""
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The turns, and the opening of the reply."""

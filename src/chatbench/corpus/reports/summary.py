@@ -97,7 +97,8 @@ def aligned(
 def _holds(facts: CorpusFacts) -> str:
     total = facts.total()
     conversations = sum(facts.turns.values())
-    parts = [f"{facts.ledger.kept or total.documents:,} documents"]
+    kept = facts.ledger.kept or total.documents
+    parts = [f"{kept:,} document{'s' if kept != 1 else ''}"]
     if conversations:
         parts.append(f"{conversations:,} of them conversations")
     if total.tokens:

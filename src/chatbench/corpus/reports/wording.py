@@ -28,6 +28,7 @@ _MEANINGS = (
     ("shared with held-out", "shares 13 words in a row with validation or test"),
     ("not fluent", "the n-gram model of the corpus found it too unlikely"),
     ("fluency", "the n-gram model found it too unlikely"),
+    ("refused by the chat template", "its turns cannot be written in the chat template"),
     ("blocked", "holds a word or phrase of a block list"),
     ("screened", "the trained screen rejected it"),
     ("contaminated", "shares 13 words in a row with a test set"),

@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from chatbench.corpus.chunks import ChunkWriter, content_sizes
+from chatbench.corpus.cleaning.refused import make_judge
 from chatbench.corpus.cleaning.stages import make_stages, tagged
 from chatbench.corpus.document import Document, Dropped, Failure, Record
 from chatbench.corpus.formats import parse_map, read_blob, sniff
@@ -158,6 +159,7 @@ class PartReader:
         self._options = read_options(settings)
         self._stages = make_stages(settings, _unsaid)
         self._tags = tag_columns(settings)
+        self._refused = make_judge(settings)
         self._chunks = ChunkWriter(self._stem)
         self._counts: dict[str, Counter[str]] = {}
         self._examples: dict[str, list[str]] = {}
@@ -226,28 +228,44 @@ class PartReader:
                 else:
                     alive.append(place)
                     documents.append(result)
-        if documents:
-            self._keep(documents, [tallies[place] for place in alive])
+        documents, digests = self._told_and_tagged(documents)
+        taken = []
+        for number, document in enumerate(documents):
+            why = self._refused(document)
+            if why is None:
+                taken.append(number)
+            else:
+                self._drop(originals[alive[number]], why, tallies[alive[number]])
+        if taken:
+            self._keep(
+                [documents[number] for number in taken],
+                [digests[number] for number in taken],
+                [tallies[alive[number]] for number in taken],
+            )
 
-    def _keep(self, documents: list[Document], tallies: list[Tally]) -> None:
-        for tally in tallies:
-            tally.kept += 1
+    def _told_and_tagged(self, documents: list[Document]) -> tuple[list[Document], list[bytes]]:
+        """The documents as the corpus holds them, and their digests."""
         if self._settings.pii == "mask":
             documents = [
                 msgspec.structs.replace(d, meta=self._told(d.meta), source=self._told(d.source))
                 for d in documents
             ]
         digests = [document.digest() for document in documents]
-        signatures = None
-        if self._signed:
-            from chatbench.corpus.cleaning.neardup import signatures as sign
-
-            signatures = sign([document.joined() for document in documents])
         if self._tags:
             documents = [
                 tagged(document, self._tags, self._settings.tag_dropout, digest)
                 for document, digest in zip(documents, digests, strict=True)
             ]
+        return documents, digests
+
+    def _keep(self, documents: list[Document], digests: list[bytes], tallies: list[Tally]) -> None:
+        for tally in tallies:
+            tally.kept += 1
+        signatures = None
+        if self._signed:
+            from chatbench.corpus.cleaning.neardup import signatures as sign
+
+            signatures = sign([document.joined() for document in documents])
         sequences = range(self._sequence, self._sequence + len(documents))
         self._sequence += len(documents)
         sources = [tally.source for tally in tallies]
