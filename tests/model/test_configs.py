@@ -238,6 +238,18 @@ def test_gpt2_variants_are_refused_by_name(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "other"),
+    [("n_embd", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers"),
+     ("n_positions", "max_position_embeddings")],
+)  # fmt: skip
+def test_two_names_of_one_number_must_agree(name: str, other: str) -> None:
+    for same in (GPT2[name], None):
+        assert read({**GPT2, other: same}) == read(GPT2)
+        assert read({**GPT2, name: same, other: GPT2[name]}) == read(GPT2)
+    refused({**GPT2, other: 3}, f"{name} {GPT2[name]}", f"{other} 3")
+
+
+@pytest.mark.parametrize(
     ("rope", "word"),
     [
         ({"rope_type": "longrope", "factor": 4.0}, "longrope"),
@@ -307,23 +319,48 @@ def test_a_missing_number_is_named(random_family: Family, name: str) -> None:
 # ---- windows
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
-def test_qwen_layers_with_a_window_are_refused(random_family: Family, name: str) -> None:
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_layers_with_a_window_are_refused(random_family: Family, name: str) -> None:
     raw = ARCHITECTURES[name].write(random_family(name))
     refused({**raw, "use_sliding_window": True}, "use_sliding_window")
     mixed = {**raw, "layer_types": ["full_attention", "sliding_attention"]}
     refused(mixed, "layer_types", "sliding_attention")
-    whole = {**raw, "layer_types": ["full_attention"], "sliding_window": 4096}
+    whole = {**raw, "layer_types": ["full_attention"]}
     assert read(whole) == read(raw)
+    if name != "llama":
+        assert read({**whole, "sliding_window": 4096}) == read(raw)
 
 
-def test_a_mistral_window_is_left_out_only_where_it_hides_nothing() -> None:
-    assert read({**MISTRAL_0_3, "sliding_window": 32768}) == read(MISTRAL_0_3)
-    refused({**MISTRAL_0_3, "sliding_window": 32767}, "sliding_window 32767")
+def test_a_mistral_window_bounds_the_context_so_that_it_hides_nothing() -> None:
+    whole = read(MISTRAL_0_3)
+    for window in (32768, 40000):
+        assert read({**MISTRAL_0_3, "sliding_window": window}) == whole
+    found = read({**MISTRAL_0_3, "sliding_window": 32767})
+    assert found == whole._replace(context=32767)
+    # What is written then has no window, and the shorter context.
+    written = ARCHITECTURES["mistral"].write(found)
+    assert (written["max_position_embeddings"], written["sliding_window"]) == (32767, None)
     # Silence means 4096 there.
     silent = {key: value for key, value in MISTRAL_0_3.items() if key != "sliding_window"}
-    refused(silent, "sliding_window 4096")
-    assert read({**silent, "max_position_embeddings": 4096}).context == 4096
+    assert read(silent).context == 4096
+    assert read({**silent, "max_position_embeddings": 512}).context == 512
+    refused({**MISTRAL_0_3, "sliding_window": 0}, "sliding_window 0")
+
+
+def test_a_window_leaves_scaled_positions_as_they_were() -> None:
+    for rope in (
+        {"type": "yarn", "original_max_position_embeddings": 8192, "factor": None},
+        {"type": "yarn", "factor": 4.0},
+    ):
+        wide = read({**MISTRAL_0_3, "rope_scaling": rope})
+        narrow = read({**MISTRAL_0_3, "rope_scaling": rope, "sliding_window": 4096})
+        assert narrow == wide._replace(context=4096)
+        assert read(ARCHITECTURES["mistral"].write(narrow)) == narrow
+
+
+def test_a_second_name_of_the_base_of_positions_must_agree() -> None:
+    assert read({**QWEN_2_5, "rotary_emb_base": 1000000}) == read(QWEN_2_5)
+    refused({**QWEN_2_5, "rotary_emb_base": 10000}, "rotary_emb_base 10000", "rope_theta")
 
 
 @torch.no_grad()

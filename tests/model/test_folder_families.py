@@ -230,6 +230,33 @@ def test_what_was_asked_for_is_passed_on(
     assert float((ours - exact).std()) < 0.1 * float(exact.std())
 
 
+@torch.no_grad()
+def test_a_model_with_a_window_opens_for_texts_that_fit_into_it(
+    save: Save, rng: random.Random, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _, folder = save("mistral")
+    raw = json.loads((folder / CONFIG).read_text("utf-8"))
+    raw |= {"max_position_embeddings": 64, "sliding_window": 40}
+    (folder / CONFIG).write_text(json.dumps(raw), "utf-8")
+    (folder / "manifest.json").unlink(missing_ok=True)
+    opened = open_model(folder, CPU)
+    told = capsys.readouterr().err
+    assert "64" in told
+    assert "40" in told
+    assert opened.model.config.context == 40
+    twin = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    assert twin.config.sliding_window == 40
+    ids = ids_for(rng, opened.model.config)
+    torch.testing.assert_close(logits_of(opened.model, ids), twin.eval()(ids).logits,
+                               atol=1e-4, rtol=0)  # fmt: skip
+    write_model(tmp_path / "again", opened.model.config, stored_weights(opened.model),
+                opened.tokenizer)  # fmt: skip
+    capsys.readouterr()
+    again = open_model(tmp_path / "again", CPU)
+    assert again.model.config == opened.model.config
+    assert capsys.readouterr().err == ""
+
+
 def test_provenance_survives(save: Save) -> None:
     assert read_provenance(save("gpt2")[1]) == {"from": "测试"}
 

@@ -422,6 +422,52 @@ def test_ranks_and_alphas_of_single_layers_are_read_and_written(
     close(logits_of(base, ids), logits_of(twin, ids))
 
 
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers")
+def test_a_head_that_peft_repeats_beside_its_adapter_must_be_the_models(
+    rng: random.Random, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    theirs, _ = hub_model("llama", rng)
+    while theirs.config.tie_word_embeddings:
+        theirs, _ = hub_model("llama", rng)
+    ours = GPT(
+        ARCHITECTURES["llama"].read(json.loads(theirs.config.to_json_string(use_diff=False)))
+    )
+    ours.load_state_dict(theirs.state_dict())
+    ours.eval()
+    wrapped = peft_adapter(theirs, "llama", tmp_path, target_modules=["q_proj", "lm_head"],
+                           alpha_pattern={"layers.0.self_attn.q_proj": 0})  # fmt: skip
+    ids = torch.randint(61, (2, 11))
+    load_adapter(ours, tmp_path)
+    with torch.no_grad():
+        close(logits_of(ours, ids), wrapped(ids).logits)
+    fold(ours)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert "base_model.model.lm_head.base_layer.weight" in stored
+    # Now the head is another one than the adapter was trained beside.
+    with pytest.raises(IntegrityError, match=r"weights of its own for 'lm_head'"):
+        load_adapter(ours, tmp_path)
+    assert not adapter_weights(ours)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_adapter_of_weight_zero_is_saved_and_read(
+    family: str, rng: random.Random, generator: torch.Generator, tmp_path: Path
+) -> None:
+    _, ours = hub_model(family, rng)
+    ids = torch.randint(61, (2, 11))
+    before = logits_of(ours, ids)
+    config = LoraConfig(rank=2, alpha=0.0)
+    add_adapter(ours, config, 0)
+    stir(ours, generator)
+    assert torch.equal(logits_of(ours, ids), before)
+    save_adapter(tmp_path / "ours", ours, config, "base")
+    fold(ours)
+    assert load_adapter(ours, tmp_path / "ours").alpha == 0
+    assert torch.equal(logits_of(ours, ids), before)
+
+
 @pytest.fixture
 def saved(model: GPT, generator: torch.Generator, tmp_path: Path) -> Path:
     """An adapter of `model` as a folder."""
@@ -449,6 +495,10 @@ def saved(model: GPT, generator: torch.Generator, tmp_path: Path) -> Path:
         ({"r": None}, "does not describe"),
         ({"rank_pattern": {"(a+)+$": 3}}, "only names are read"),
         ({"alpha_pattern": {"q_proj": "large"}}, "'large' for q_proj"),
+        ({"rank_pattern": [3]}, "rank_pattern is no table"),
+        ({"lora_dropout": 1.5}, "dropout of an adapter is 1.5"),
+        ({"r": 0}, "rank of an adapter is 0"),
+        ({"lora_alpha": "inf"}, "alpha of an adapter is inf"),
         ({"r": 3}, r"matrices \(2, .* the model wants \(3, .*trained on '茶/模型'"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,14 +18,14 @@ from chatbench.model.quantize import (
     FEW_ROWS,
     Kind,
     QuantizedLinear,
+    TorchaoLinear,
     kernel_block,
     kernel_product,
-    quantize_groups,
     quantize_model,
-    quantize_rows,
     weight_bytes,
     whole_product,
 )
+from chatbench.model.rounding import quantize_groups, quantize_rows
 from chatbench.model.transformer import GPT, ModelConfig
 
 MakeConfig = Callable[..., ModelConfig]
@@ -132,6 +132,8 @@ def test_whole_weights_are_those_of_the_format(
     torch.testing.assert_close(
         found.whole(half, outputs, torch.float32), found.weight[half:], rtol=0, atol=0
     )
+    # Rows that do not lie in one piece make bfloat16 products many times slower.
+    assert found.whole(half, outputs, torch.bfloat16).is_contiguous()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -331,6 +333,70 @@ def test_a_merged_adapter_is_not_quantised_over(
     merge(model)
     with pytest.raises(UsageError, match="merged"):
         quantize_model(model, "int8")
+
+
+# ---- torchao, whose int8 weights compute on CPUs as well
+
+
+@pytest.fixture
+def unasked() -> Iterator[None]:
+    """Nothing is remembered of torchao."""
+    quantize._torchao_serves.cache_clear()
+    yield
+    quantize._torchao_serves.cache_clear()
+
+
+@pytest.mark.usefixtures("unasked")
+def test_torchao_multiplies_as_our_weights_do(
+    generator: torch.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchao")
+    assert quantize._torchao_serves("int8", torch.device("cpu"), torch.float32)
+    assert capsys.readouterr().err == ""
+    linear = nn.Linear(96, 70)
+    with torch.no_grad():
+        linear.weight.copy_(heavy_tailed(generator, 70, 96))
+    theirs = TorchaoLinear(linear, "int8")
+    scale = linear.weight.detach().abs().amax(1, keepdim=True)
+    assert bool(((theirs.weight - linear.weight).abs() <= scale / 127).all())
+    x = torch.randn(2, 3, 96, generator=generator, requires_grad=True)
+    wanted = F.linear(x, theirs.weight, linear.bias)
+    torch.testing.assert_close(theirs(x), wanted, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x), wanted, rtol=1e-4, atol=1e-4)
+    slope = torch.randn(2, 3, 70, generator=generator)
+    theirs(x).backward(slope)
+    torch.testing.assert_close(x.grad, slope @ theirs.weight, rtol=1e-4, atol=1e-4)
+    # A byte for each weight, a scale for each row, and the bias.
+    assert weight_bytes(theirs) <= 70 * 96 + 2 * 4 * 70 + 70 * 4
+
+
+@pytest.mark.usefixtures("unasked")
+def test_torchao_that_fails_or_computes_otherwise_is_left_out_with_a_notice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: name)
+    cpu = torch.device("cpu")
+
+    def missing() -> None:
+        raise ImportError("Requires something\nand more")
+
+    monkeypatch.setattr(quantize, "_torchao", missing)
+    assert not quantize._torchao_serves("int4", cpu, torch.bfloat16)
+    assert "int4 (ImportError: Requires something)" in capsys.readouterr().err
+    # Its int4 takes bfloat16 only, so nothing is to be said.
+    assert not quantize._torchao_serves("int4", cpu, torch.float32)
+    assert capsys.readouterr().err == ""
+
+    class Doubled(QuantizedLinear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    monkeypatch.setattr(quantize, "TorchaoLinear", Doubled)
+    assert not quantize._torchao_serves("int8", cpu, torch.float32)
+    assert "100% away" in capsys.readouterr().err
+    monkeypatch.setattr(quantize, "TorchaoLinear", QuantizedLinear)
+    assert quantize._torchao_serves("int8", cpu, torch.bfloat16)
 
 
 @pytest.mark.gpu

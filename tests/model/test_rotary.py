@@ -117,6 +117,16 @@ def test_a_table_made_while_generating_serves_training(
     assert not model.rope._table.is_inference()
 
 
+def test_a_table_copied_to_a_device_while_generating_serves_training_too(
+    random_family: Family,
+) -> None:
+    table = RotaryTable(random_family("qwen2"))
+    with torch.inference_mode():
+        table.cover(12, torch.device("meta"))
+    assert table._table.is_meta
+    assert not table._table.is_inference()
+
+
 @torch.no_grad()
 def test_number_formats_of_the_weights_leave_the_table_alone(
     random_family: Family, random_model: Build

@@ -455,3 +455,15 @@ def test_what_is_no_plain_json_object_is_refused(text: str) -> None:
 def test_objects_are_parsed_as_json_does(rng: random.Random) -> None:
     value = {"名": [1, -2.5, "文", None, True, {"a": {}}], "b": rng.random(), "c": 10**30}
     assert parse_object(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize("size", [0x28, 0x63, 0x0280, 0x0580, 0x5D])
+@pytest.mark.parametrize("kept", [3, 4, 8, 20])
+def test_a_header_that_begins_like_a_pickle_is_no_pickle(
+    size: int, kept: int, tmp_path: Path
+) -> None:
+    """Cut short, it is damaged, and nobody should be told to convert it."""
+    whole = size.to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / WEIGHTS).write_bytes(whole[:kept])
+    with pytest.raises(IntegrityError, match="damaged"):
+        read_file(tmp_path / WEIGHTS)

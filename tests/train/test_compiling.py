@@ -16,10 +16,11 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chatbench.errors import DivergedError, EnvironmentFault
 from chatbench.model.attention import Packing
-from chatbench.model.transformer import GPT, ModelConfig
+from chatbench.model.transformer import GPT, ModelConfig, RopeScaling
 from chatbench.settings import PretrainSettings
 from chatbench.train import compiling, loop
 from chatbench.train.batches import Row, collate
@@ -42,10 +43,18 @@ CPU = torch.device("cpu")
 Make = Callable[..., PretrainSettings]
 
 
+POSITIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "learned": {"positions": "learned"},
+    "dynamic": {"rope": RopeScaling("dynamic", 2.0)},
+}
+
+
 @pytest.fixture
-def model(rng: random.Random) -> GPT:
+def model(rng: random.Random, request: pytest.FixtureRequest) -> GPT:
     """Two layers of random weights, zeros nowhere."""
-    made = GPT(ModelConfig(53, 2, 16, 2, 1, 8, 24, 32)).train()
+    positions = POSITIONS[getattr(request, "param", "plain")]
+    made = GPT(ModelConfig(53, 2, 16, 2, 1, 8, 24, 32, **positions)).train()
     generator = torch.Generator().manual_seed(rng.randrange(1 << 30))
     for weight in made.parameters():
         torch.nn.init.normal_(weight, 0.1, 0.3, generator=generator)
@@ -94,9 +103,13 @@ def close(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["stream", "packed"])
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+@pytest.mark.parametrize("model", ["plain", "learned", "dynamic"], indirect=True)
 def test_batches_of_any_size_run_one_compiled_graph_and_give_the_plain_loss(
-    rng: random.Random, model: GPT, likelihood: Likelihood, packed: bool
+    rng: random.Random, model: GPT, likelihood: Likelihood, packed: bool, twice: bool
 ) -> None:
+    if twice:
+        model.block_runner = run_twice
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
@@ -384,6 +397,35 @@ class Doubled(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.first(x) + self.second(x)
+
+
+class Questions(TorchDispatchMode):
+    """Operations for whose answer the host would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("nonzero", "_local_scalar_dense"):
+            self.asked.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("counting", ["all", "some"])
+def test_a_step_asks_the_device_nothing(
+    rng: random.Random, model: GPT, likelihood: Likelihood, counting: str
+) -> None:
+    batch = drawn(rng, 3, 20, packed=False)
+    if counting == "all":
+        batch = batch._replace(weights=torch.ones_like(batch.weights))
+    batch = batch.counted()
+    with Questions() as mode:
+        likelihood.loss(model, batch).total.backward()  # type: ignore[no-untyped-call]
+    assert mode.asked == []
+    with Questions() as mode:
+        batch._replace(places=None).counted()
+    assert len(mode.asked) == 2  # so it would have been seen
 
 
 @pytest.mark.parametrize("doubled", [False, True])

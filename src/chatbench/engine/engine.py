@@ -155,7 +155,8 @@ class Engine:
             ]
             logits = self._prefill(live, joined, reuse) if joined else self._decode(live)
             live += joined
-            for row, scores in zip(joined or live, logits, strict=True):
+            # All rows at once: each copy makes the host wait for a GPU.
+            for row, scores in zip(joined or live, logits.cpu(), strict=True):
                 yield from self._advance(row, scores)
             if cancelled():
                 for row in live:
@@ -172,7 +173,7 @@ class Engine:
     def _advance(self, row: _Row, scores: Tensor) -> Iterator[Piece]:
         room = self.context - len(row.request.ids)
         # A table padded for speed has rows that stand for no token.
-        scores = scores[: self.tokenizer.vocab_size].cpu()
+        scores = scores[: self.tokenizer.vocab_size]
         number = choose(scores, row.request.sampling, row.generator, row.seen())
         text = row.push(number, room)
         if text:

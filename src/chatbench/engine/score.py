@@ -72,7 +72,7 @@ def _score(model: GPT, windows: list[_Window], results: dict[int, list[Tensor]])
         logits = model.logits(row[window.scored_from : length]).float()
         targets = torch.tensor(window.targets[window.scored_from :], device=device)
         losses = F.cross_entropy(logits, targets, reduction="none")
-        results[window.sequence].append(losses.double().cpu())
+        results[window.sequence].append(losses.cpu().double())
 
 
 def _joined(parts: list[Tensor], length: int) -> Tensor:

@@ -47,6 +47,8 @@ def _near(path: Path) -> str:
     close = get_close_matches(path.name, names, n=1, cutoff=0.75)
     if close:
         return f"did you mean {path.parent / close[0]}?"
+    if path.parts[:1] == ("hf:",):
+        return f"a name on the hub is written {PREFIX}owner/name"
     if len(path.parts) == 2 and not path.is_absolute():
         return f"train one, check the path, or fetch {PREFIX}{path} from the hub"
     return "train one, or check the path"

@@ -117,6 +117,12 @@ def _open_whole(
     stored = open_weights(folder)
     with _naming(folder):
         _require_plausible(config, stored)
+    said = _read_raw(folder).get("max_position_embeddings")
+    if config.positions == "rotary" and said != config.context:
+        console.notice(
+            f"{folder} says a context of {said}, but its layers look back {config.context} tokens"
+            " only: it is opened for texts of that length, which are computed exactly"
+        )
     tokenizer = open_tokenizer(tokenizer_place or folder, template)
     if tokenizer.vocab_size > config.vocab_size:
         raise IntegrityError(

@@ -47,14 +47,16 @@ def linear_cross_entropy(
 
     hidden (N, C), weight (V, C), bias (V,), targets (N,) int64, weights (N,) float, None for ones.
     Rows of weight zero never meet the weight matrix. `rows` (M,) int64 says which rows count when
-    the caller knows (finding out makes the host wait for a GPU); weights elsewhere are not read.
+    the caller knows, each once (finding out makes the host wait for a GPU); weights elsewhere are
+    not read.
     `chunk`: rows at a time, by default what suits the device. `z_loss`: factor of log²Z
     (Chowdhery et al. 2022, "PaLM", 5). Logits are computed in hidden's number format, everything
     after them in float32 (float64 for float64). Not differentiable twice.
     """
     if rows is None and weights is not None:
         rows = weights.nonzero().squeeze(1)
-        rows = None if len(rows) == len(hidden) else rows
+    if rows is not None and len(rows) == len(hidden):
+        rows = None
     learning = torch.is_grad_enabled()
     total, z, nll = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, targets, weights, rows, chunk or chunk_rows(weight), z_loss, learning

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chatbench.errors import IntegrityError
+from chatbench.errors import IntegrityError, UsageError
 from chatbench.model.adapter import (
     LoraConfig,
     LoraLinear,
@@ -66,6 +66,8 @@ _RENAMED: dict[str, tuple[str, dict[str, tuple[str, ...]], bool]] = {
     ),
 }
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+# PEFT repeats the output head beside its adapter.
+_BASE_KEY = re.compile(r"base_model\.model\.(.+)\.base_layer\.weight")
 _PLAIN_NAME = re.compile(r"\^?[\w.]+")
 _LARGEST_CONFIG = 1_000_000
 # Initialisations after which PEFT's adapter belongs to a changed base model.
@@ -89,6 +91,13 @@ _KNOWN = frozenset({
 class _Pair(NamedTuple):
     a: Tensor
     b: Tensor
+
+
+class _Stored(NamedTuple):
+    """A (r, K) and B (N, r) by hub layer, and the base weights (N, K) that stand beside them."""
+
+    pairs: dict[str, _Pair]
+    bases: dict[str, Tensor]
 
 
 def hub_layers(config: ModelConfig, names: list[str]) -> dict[str, tuple[str, ...]]:
@@ -139,8 +148,11 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, dict[str, Any]]:
             dropout=float(raw.get("lora_dropout") or 0.0),
             targets=tuple(targets) if isinstance(targets, list) else "all",
             rslora=bool(raw.get("use_rslora")),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        ).check()
+        for key in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(raw.get(key) or {}, dict):
+                raise ValueError(f"{key} is no table")
+    except (KeyError, TypeError, ValueError, OverflowError, UsageError) as error:
         raise IntegrityError(f"{path} does not describe an adapter: {error}") from error
     return config, raw
 
@@ -154,7 +166,7 @@ def load_adapter(model: GPT, folder: Path) -> LoraConfig:
     config, raw = read_adapter_config(folder)
     layers = adaptable(model)
     fused = hub_layers(model.config, list(layers))
-    pairs = _read_pairs(folder / ADAPTER_WEIGHTS)
+    pairs, bases = _read_stored(folder / ADAPTER_WEIGHTS)
     for hub, pair in pairs.items():
         if not all(name in layers for name in fused.get(hub, (hub,))):
             raise IntegrityError(
@@ -170,6 +182,13 @@ def load_adapter(model: GPT, folder: Path) -> LoraConfig:
                 f"the model wants {wanted[0]} and {wanted[1]}",
                 hint=_base_hint(raw),
             )
+    for hub, stored in bases.items():
+        held = layers[hub].weight if hub in layers else None
+        if held is None or not torch.equal(stored.to(held), held):
+            raise IntegrityError(
+                f"{folder} brings weights of its own for {shown(hub)}, which differ from the"
+                " model's", hint=_base_hint(raw),
+            )  # fmt: skip
     model.requires_grad_(False)
     like = model.model.embed_tokens.weight
     for hub, pair in pairs.items():
@@ -202,7 +221,7 @@ def _pattern(patterns: Any, hub: str, default: Any) -> Any:
             raise IntegrityError(
                 f"{ADAPTER_CONFIG} has the pattern {shown(key)}, only names are read"
             )
-        if type(value) not in (int, float) or not value > 0:
+        if type(value) not in (int, float) or not value >= 0:
             raise IntegrityError(f"{ADAPTER_CONFIG} says {shown(str(value))} for {key}")
         name = key.lstrip("^")
         if hub == name or (hub.endswith(f".{name}") and not key.startswith("^")):
@@ -210,8 +229,8 @@ def _pattern(patterns: Any, hub: str, default: Any) -> Any:
     return default
 
 
-def _read_pairs(path: Path) -> dict[str, _Pair]:
-    """A (r, K) and B (N, r) by hub layer. Raises IntegrityError."""
+def _read_stored(path: Path) -> _Stored:
+    """What an adapter's file holds. Raises IntegrityError."""
     try:
         weights = read_file(path).read()
     except FileNotFoundError:
@@ -219,7 +238,12 @@ def _read_pairs(path: Path) -> dict[str, _Pair]:
             f"{path.parent} has no {path.name}", hint="other forms of adapters are not read"
         ) from None
     halves: dict[str, dict[str, Tensor]] = {}
+    bases: dict[str, Tensor] = {}
     for key, weight in weights.items():
+        base = _BASE_KEY.fullmatch(key)
+        if base is not None:
+            bases[base[1]] = weight
+            continue
         found = _KEY.fullmatch(key)
         if found is None or weight.ndim != 2:
             raise IntegrityError(f"{path} holds {shown(key)}, which chatbench does not compute")
@@ -229,7 +253,8 @@ def _read_pairs(path: Path) -> dict[str, _Pair]:
             raise IntegrityError(f"{path} lacks one of the two matrices of {shown(hub)}")
     if not halves:
         raise IntegrityError(f"{path} holds no adapter")
-    return {hub: _Pair(half["A"], half["B"]) for hub, half in sorted(halves.items())}
+    pairs = {hub: _Pair(half["A"], half["B"]) for hub, half in sorted(halves.items())}
+    return _Stored(pairs, bases)
 
 
 @torch.no_grad()
@@ -287,7 +312,7 @@ def _fuse(parts: list[tuple[LoraLinear | None, int]]) -> tuple[_Pair, float]:
     """
     present = [part for part, _ in parts if part is not None]
     first = present[0]
-    scale = first.scale
+    scale = max((part.scale for part in present), key=abs)
     same = [torch.equal(part.lora_A, first.lora_A) for part in present]
     if all(same) and all(part.scale == scale for part in present):
         bs = [
@@ -301,7 +326,9 @@ def _fuse(parts: list[tuple[LoraLinear | None, int]]) -> tuple[_Pair, float]:
     for part, rows in parts:
         if part is not None:
             rank = part.lora_A.shape[0]
-            b[row : row + rows, column : column + rank] = part.lora_B * (part.scale / scale)
+            b[row : row + rows, column : column + rank] = part.lora_B * (
+                part.scale / scale if scale else 1.0
+            )
             column += rank
         row += rows
     return _Pair(a, b), scale

@@ -6,15 +6,18 @@ or precious stays exact: embeddings, a head that is one with them, norms, biases
 
 Few rows (a reply being written) go through the kernels that torch has for the CPU; they round
 activations to bfloat16. Many rows (a prompt, likelihood) go through the weights made whole again,
-some rows of the layer at a time; so does everything on other devices.
+some rows of the layer at a time; so does everything on other devices, where torchao is absent.
+On CUDA with torchao installed its weights and kernels serve instead, after a comparison.
 Legend: K inputs, N outputs, G group, M rows of activations.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 
 from chatbench import console
 from chatbench.errors import UsageError
+from chatbench.model.rounding import quantize_groups, quantize_rows
 from chatbench.model.transformer import GPT
 
 Kind = Literal["int8", "int4"]
@@ -33,8 +37,6 @@ GROUPS = (128, 64, 32)
 FEW_ROWS = {"int8": 16, "int4": 32}
 # Elements made whole at once: few enough to stay near the processor.
 _PIECE = 1 << 19
-_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
-_REFINEMENTS = 3
 
 
 class Quantization(NamedTuple):
@@ -86,15 +88,16 @@ class QuantizedLinear(nn.Module):
         if self.kind == "int8":
             return (self.codes[begin:end].float() * scales[begin:end, None]).to(dtype)
         packed = self.codes[begin // self.block : end // self.block]
-        blocks, inputs, half = packed.shape
-        wide = torch.empty(inputs, blocks, 2, half, dtype=torch.float32, device=packed.device)
-        pairs = packed.transpose(0, 1)
-        wide[:, :, 0] = pairs & 15
-        wide[:, :, 1] = pairs >> 4
-        grouped = wide.view(-1, self.group, end - begin)
-        step, zero = scales[:, None, begin:end].unbind(-1)
-        torch.addcmul(zero - 8 * step, grouped, step, out=grouped)
-        return wide.view(inputs, end - begin).to(dtype).T
+        # Turned while they are bytes, so that rows come out whole: products want them so.
+        pairs = packed.transpose(1, 2).contiguous()
+        blocks, half, inputs = pairs.shape
+        wide = torch.empty(blocks, 2, half, inputs, dtype=torch.float32, device=packed.device)
+        wide[:, 0] = pairs & 15
+        wide[:, 1] = pairs >> 4
+        step, zero = scales[:, begin:end].permute(2, 1, 0)[..., None].contiguous()
+        grouped = wide.view(end - begin, -1, self.group)
+        grouped.mul_(step).add_(zero - 8 * step)  # in two steps: torch.addcmul takes thrice as long
+        return wide.view(end - begin, inputs).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) → (..., N)."""
@@ -120,6 +123,70 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         size = f"{self.in_features}, {self.out_features}, {self.kind}"
         return f"{size}, group={self.group}" if self.kind == "int4" else size
+
+
+class TorchaoLinear(QuantizedLinear):
+    """The same layer with weights that torchao has quantised, multiplied by its kernels.
+
+    `codes`: torchao's tensor, of the logical shape (N, K); there are no scales beside it.
+    """
+
+    def __init__(self, linear: nn.Linear, kind: Kind, group: int = 32) -> None:
+        """Raises what torchao does for layers and devices that it does not serve."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.kind, self.group, self.block = kind, group, 1
+        self.bias = linear.bias
+        torchao = _torchao()
+        if kind == "int8":
+            settings = torchao.Int8WeightOnlyConfig(set_inductor_config=False)
+        else:
+            # The packing that torch's own CUDA kernel takes; the others need further packages.
+            settings = torchao.Int4WeightOnlyConfig(
+                group_size=group, int4_packing_format="tile_packed_to_4d", set_inductor_config=False
+            )
+        holder = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        holder.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
+        torchao.quantize_(nn.Sequential(holder), settings)
+        self.register_buffer("codes", holder.weight.detach())
+
+    def whole(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        """Rows `begin` to `end` as numbers (end - begin, K)."""
+        # Not every one of torchao's tensors can say its numbers, but all multiply.
+        one = torch.eye(self.in_features, dtype=self.codes.dtype, device=self.codes.device)
+        columns = [F.linear(part, self.codes)[:, begin:end] for part in torch.split(one, 1024)]
+        return torch.cat(columns).T.to(dtype).contiguous()
+
+    def _product(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.codes.dtype), self.codes).to(x.dtype)
+
+
+def _torchao() -> Any:
+    """The module torchao.quantization. Raises ImportError."""
+    # It speaks of each of its optional parts that is not there.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    return importlib.import_module("torchao.quantization")
+
+
+@cache
+def _torchao_serves(kind: Kind, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torchao is installed and its weights multiply as ours do, found by a probe; a notice
+    says so when they do not."""
+    if importlib.util.find_spec("torchao") is None or (kind, dtype) == ("int4", torch.float32):
+        return False
+    linear = nn.Linear(256, 128, bias=False, device="meta")
+    numbers = torch.linspace(-3, 5, 128 * 256).sin().view(128, 256).to(device, dtype)
+    linear.weight = nn.Parameter(numbers, requires_grad=False)
+    x = torch.linspace(-5, 3, 7 * 256).cos().view(7, 256).to(device, dtype)
+    try:
+        theirs, ours = (made(linear, kind)(x) for made in (TorchaoLinear, QuantizedLinear))
+        away = float((theirs - ours).float().norm() / ours.float().norm())
+        why = "" if away < 0.05 else f"its products are {away:.0%} away"
+    except Exception as error:  # a package of many versions, each with needs of its own
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+    if why:
+        console.notice(f"torchao is not used for {kind} ({why}), chatbench's own kernels are")
+    return not why
 
 
 def kernel_product(x: Tensor, layer: QuantizedLinear) -> Tensor:
@@ -164,77 +231,6 @@ class _Product(torch.autograd.Function):
         for begin, end in _pieces(layer, slope.device):
             found += slope[:, begin:end] @ layer.whole(begin, end, slope.dtype)
         return found, None
-
-
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes (N, K) and bfloat16 scales (N,); no weight moves by more than half a scale."""
-    wide = weight.float()
-    scales = (wide.abs().amax(1) / 127).clamp(min=1e-30).to(torch.bfloat16)
-    codes = (wide / scales.float()[:, None]).round().clamp(-127, 127)
-    return codes.to(torch.int8), scales
-
-
-def quantize_groups(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """int4 codes 0…15 as uint8 (N, K), and bfloat16 scales and zeros (K/G, N, 2).
-
-    Each group takes the range, from its extremes to 0.8 of them, whose squared error is least;
-    then scale and zero are fitted to the codes by least squares as long as that helps.
-    Raises ValueError when G does not divide K.
-    """
-    rows, inputs = weight.shape
-    if inputs % group:
-        raise ValueError(f"groups of {group} do not divide {inputs} inputs")
-    step = max(1, _PIECE // inputs)
-    parts = [
-        _search(piece.float().reshape(len(piece), -1, group)) for piece in torch.split(weight, step)
-    ]
-    codes = torch.cat([codes for codes, _, _ in parts]).view(rows, inputs)
-    scales = torch.stack([torch.cat([part[i] for part in parts]).T for i in (1, 2)], dim=-1)
-    return codes, scales.contiguous()
-
-
-class _Fit(NamedTuple):
-    """Groups (n, g, G) as codes, with scale and zero (n, g)."""
-
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor
-
-
-def _search(groups: Tensor) -> _Fit:
-    low, high = groups.amin(-1), groups.amax(-1)
-    best, least = None, None
-    for shrink in _SHRINKS:
-        scale = ((high - low) * (shrink / 15)).to(torch.bfloat16).float()
-        lowest = low + (high - low) * ((1 - shrink) / 2)
-        best, least = _better(best, least, groups, scale, lowest + 8 * scale)
-    assert best is not None
-    for _ in range(_REFINEMENTS):
-        codes = best.codes.float() - 8
-        mean, middle = codes.mean(-1), groups.mean(-1)
-        away = codes - mean[..., None]
-        spread = away.square().sum(-1)
-        scale = (away * groups).sum(-1) / spread.clamp(min=1e-9)
-        best, least = _better(best, least, groups, scale, middle - scale * mean)
-    return best
-
-
-def _better(
-    best: _Fit | None, least: Tensor | None, groups: Tensor, scale: Tensor, zero: Tensor
-) -> tuple[_Fit, Tensor]:
-    """The fit by this scale and zero, in the groups where its squared error is smaller."""
-    scale = scale.clamp(min=1e-30).to(torch.bfloat16)
-    zero = zero.to(torch.bfloat16)
-    step, offset = scale.float()[..., None], zero.float()[..., None]
-    codes = ((groups - offset) / step + 8).round_().clamp_(0, 15)
-    error = ((codes - 8) * step + offset).sub_(groups).square_().sum(-1)
-    fresh = _Fit(codes.to(torch.uint8), scale, zero)
-    if best is None or least is None:
-        return fresh, error
-    wins = error < least
-    chosen = [torch.where(wins, new, old) for new, old in zip(fresh[1:], best[1:], strict=True)]
-    codes = torch.where(wins[..., None], fresh.codes, best.codes)
-    return _Fit(codes, *chosen), torch.where(wins, error, least)
 
 
 def _pack(codes: Tensor, block: int) -> Tensor:
@@ -293,8 +289,16 @@ def _seconds(
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, shared ones once."""
-    held = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    return sum(held.values())
+    tensors = (p for t in (*model.parameters(), *model.buffers()) for p in _parts(t))
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The tensors that one consists of: itself, or those which torchao keeps inside of it."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names: list[str] = tensor.__tensor_flatten__()[0]
+    return [part for name in names for part in _parts(getattr(tensor, name))]
 
 
 @torch.no_grad()
@@ -325,7 +329,10 @@ def quantize_model(model: GPT, kind: str, group: int = 32) -> Quantization:
             widened.append(name)
             bits = "int8"
         owner, _, leaf = name.rpartition(".")
-        quantized = QuantizedLinear(linear, bits, fitting[0] if fitting else group)
+        weight = linear.weight
+        serves = weight.device.type == "cuda" and _torchao_serves(bits, weight.device, weight.dtype)
+        made = TorchaoLinear if serves else QuantizedLinear
+        quantized = made(linear, bits, fitting[0] if fitting else group)
         setattr(model.get_submodule(owner), leaf, quantized.train(linear.training))
     if widened:
         console.notice(

@@ -49,21 +49,21 @@ class RotaryTable:
 
     def _covering(self, reach: int, device: torch.device) -> Tensor:
         if self.depends_on_length() and reach > self._config.context:
-            return _angles(self._config, reach, seen=reach).to(device)
+            return _angles(self._config, reach, device, seen=reach)
         if self._table.shape[1] < reach or self._table.device != device:
             held = self._table.shape[1]
             size = held if held >= reach else max(reach, 2 * held, _FIRST_REACH)
-            self._table = _angles(self._config, size, seen=1).to(device)
+            self._table = _angles(self._config, size, device, seen=1)
         return self._table
 
 
-def _angles(config: ModelConfig, positions: int, seen: int) -> Tensor:
-    """cos and sin (2, positions, D/2) in float32, from angles in float64."""
-    # A table made while generating must serve training later.
+def _angles(config: ModelConfig, positions: int, device: torch.device, seen: int) -> Tensor:
+    """cos and sin (2, positions, D/2) in float32 on the device, from angles in float64."""
+    # A table made while generating must serve training later, its copy on the device too.
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         frequency, factor = frequencies(config, seen)
         angle = torch.arange(positions, dtype=torch.float64)[:, None] * frequency
-        return (torch.stack((angle.cos(), angle.sin())) * factor).float()
+        return (torch.stack((angle.cos(), angle.sin())) * factor).float().to(device)
 
 
 def frequencies(config: ModelConfig, seen: int) -> tuple[Tensor, float]:

@@ -106,7 +106,8 @@ class GPT(nn.Module):
         assert self.rope is not None
         # Asking an accelerator would wait for it and a compiler cannot, so the table is made whole.
         on_host = packing.position.device.type == "cpu" and not torch.compiler.is_compiling()
-        if on_host or self.rope.depends_on_length():
+        stretched = new > self.config.context and self.rope.depends_on_length()
+        if on_host or stretched:
             return int(packing.position.max()) + 1
         return self.config.context
 

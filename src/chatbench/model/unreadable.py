@@ -38,6 +38,7 @@ _BY_CONTENT = (
     ),
 )
 FIRST_BYTES = 32
+_PLAUSIBLE_HEADER = 4 << 20
 
 
 def name_content(start: bytes) -> tuple[str, str] | None:
@@ -48,6 +49,8 @@ def name_content(start: bytes) -> tuple[str, str] | None:
     for magic, answer in _BY_CONTENT:
         if start.startswith(magic):
             return answer
+    if int.from_bytes(start[:8], "little") <= _PLAUSIBLE_HEADER:
+        return None  # the size of a header, of safetensors cut short
     # Protocols 2 to 5 begin with PROTO; 0 and 1 with a mark, an empty container or a global.
     if len(start) > 2 and start[0] == 0x80 and 2 <= start[1] <= 5:
         return PICKLES

@@ -34,12 +34,11 @@ class Likelihood:
         assert batch.places is not None
         hidden = model(batch.ids, packing=batch.packing).flatten(0, 1)
         targets, weights = batch.targets.flatten(), batch.weights.flatten()
-        # Only rows that count reach the head: on dialogues that is half of the largest product.
-        rows = None if len(batch.places) == len(hidden) else batch.places
         head = model.lm_head
         if type(head) is nn.Linear:
+            # Only rows that count reach the head: on dialogues that is half of the largest product.
             loss = linear_cross_entropy(
-                hidden, head.weight, targets, weights, bias=head.bias, rows=rows
+                hidden, head.weight, targets, weights, bias=head.bias, rows=batch.places
             )
             total, losses = loss.total, loss.nll
         else:  # more than one matrix, such as one with an adapter
@@ -47,8 +46,8 @@ class Likelihood:
         metrics = {}
         if not torch.is_grad_enabled():
             bytes_of = self._bytes[targets[batch.places].cpu()]
-            spelled = bytes_of.to(losses.device) > 0  # control tokens stand for no text
-            metrics["text_nats"] = float(losses[batch.places][spelled].double().sum())
+            spelled = bytes_of > 0  # control tokens stand for no text
+            metrics["text_nats"] = float(losses[batch.places].cpu()[spelled].double().sum())
             metrics["text_bytes"] = float(bytes_of.sum())
         return Loss(total, batch.weight, metrics)
 

@@ -190,7 +190,7 @@ class Trainer:
         total = weight = nats = size = 0.0
         for batch in self._objective.validation():
             loss = self._objective.loss(self._model, batch.to(self._device))
-            total += float(loss.total.double())
+            total += float(loss.total)
             weight += loss.weight
             nats += loss.metrics["text_nats"]
             size += loss.metrics["text_bytes"]

@@ -122,6 +122,12 @@ def test_one_asked_for_where_it_cannot_serve_is_passed_over(
     assert taken(2, 60) == "sdpa"
 
 
+def test_the_reference_is_not_for_a_device_without_float64() -> None:
+    apple = Kind("mps", None, "training", "small", torch.float32, 16, 2, False, "none", False)
+    assert choice._decide(apple, "reference").backend == "sdpa"
+    assert choice._decide(apple._replace(device="cpu"), "reference").backend == "reference"
+
+
 def off_by_one(task: Task) -> Tensor:
     window = task.window and task.window + 1
     return reference_kernel(task._replace(window=window))

@@ -51,9 +51,12 @@ def read(raw: dict[str, Any]) -> ModelConfig:
     refuse_unknown(raw, _KEYS)
 
     def number(name: str, other: str) -> int:
-        if name not in raw and other not in raw:
+        said = [raw[key] for key in (name, other) if raw.get(key) is not None]
+        if not said:
             raise IntegrityError(f"config.json does not say {name}")
-        value: int = raw[name] if name in raw else raw[other]
+        if said[0] != said[-1]:
+            raise IntegrityError(f"config.json says {name} {said[0]}, but {other} {said[-1]}")
+        value: int = said[0]
         return value
 
     width, heads = number("n_embd", "hidden_size"), number("n_head", "num_attention_heads")

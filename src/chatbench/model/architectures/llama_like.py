@@ -9,14 +9,14 @@ from torch import Tensor
 
 from chatbench.errors import IntegrityError
 from chatbench.model.architectures.activations import hub_activation, read_activation
-from chatbench.model.architectures.refusals import refuse_unknown
+from chatbench.model.architectures.refusals import refuse_sliding_layers, refuse_unknown
 from chatbench.model.architectures.ropes import ROPE_KEYS, read_rope, write_rope
 from chatbench.model.config import ModelConfig
 
 _KEYS = ROPE_KEYS | {
     "vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads",
     "num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings",
-    "hidden_act", "rms_norm_eps", "tie_word_embeddings",
+    "hidden_act", "rms_norm_eps", "tie_word_embeddings", "layer_types", "use_sliding_window",
 }  # fmt: skip
 
 
@@ -30,6 +30,7 @@ def read_llama_like(
     (None: as many as heads, width / heads); `fields`: what the family fixes.
     Raises IntegrityError for what is missing or not computed.
     """
+    refuse_sliding_layers(raw)
     refuse_unknown(raw, _KEYS | keys)
     try:
         heads = raw["num_attention_heads"]

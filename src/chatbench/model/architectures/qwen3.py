@@ -11,17 +11,15 @@ from chatbench.model.architectures.llama_like import (
     to_hub,
     write_llama_like,
 )
-from chatbench.model.architectures.refusals import refuse_sliding_layers
 from chatbench.model.config import ModelConfig
 
 __all__ = ["from_hub", "read", "to_hub", "write"]
 
-_KEYS = frozenset({"attention_bias", "sliding_window", "use_sliding_window", "layer_types"})
+_KEYS = frozenset({"attention_bias", "sliding_window"})
 
 
 def read(raw: dict[str, Any]) -> ModelConfig:
     """From config.json. Raises IntegrityError for what is missing or not computed."""
-    refuse_sliding_layers(raw)
     bias = raw.get("attention_bias") or False
     return read_llama_like(
         raw, keys=_KEYS, n_kv_heads=32, head_dim=128,

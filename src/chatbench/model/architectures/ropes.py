@@ -16,7 +16,7 @@ from chatbench.model.config import ModelConfig, RopeScaling
 
 ROPE_KEYS = frozenset({
     "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
-    "original_max_position_embeddings",
+    "original_max_position_embeddings", "rotary_emb_base",
 })  # fmt: skip
 _KINDS = ("linear", "dynamic", "yarn", "llama3")
 _SPELLINGS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
@@ -44,6 +44,9 @@ def read_rope(raw: dict[str, Any]) -> dict[str, Any]:
     unknown = [name for name, value in rope.items() if value and name not in _KNOWN]
     refuse(unknown, f"{', '.join(unknown)} in its rotary positions")
     theta = rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0
+    # The name that some carry over from Megatron beside the one that counts.
+    base = raw.get("rotary_emb_base") or theta
+    refuse(base != theta, f"rotary_emb_base {base} beside rope_theta {theta}")
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return {"rope_theta": theta, "rope": None}

@@ -93,6 +93,11 @@ def triton(kind: Kind) -> str:
     return ""
 
 
+def reference(kind: Kind) -> str:
+    """Why the reference does not serve a kind of call, or ""."""
+    return "Apple's GPUs have no float64" if kind.device == "mps" else ""
+
+
 def run_triton(task: Task) -> Tensor:
     """Decode attention over the whole cache, each row to its own length."""
     from chatbench.model.kernels.triton_decode import decode_attention
@@ -115,7 +120,7 @@ def fast_bfloat16() -> bool:
 def libraries(device: torch.device) -> list[tuple[str, str]]:
     """(name, state) of what PyTorch's own attention stands on for a device."""
     if device.type != "cuda":
-        return [("PyTorch", torch.__version__)]
+        return [("PyTorch", str(torch.__version__))]
     cudnn: Any = torch.backends.cudnn
     switches: Any = torch.backends.cuda
     facts = [("PyTorch", f"{torch.__version__}, CUDA {torch.version.cuda}")]

@@ -62,7 +62,7 @@ BACKENDS: dict[str, Backend] = {
     "varlen": Backend(varlen_attention, availability.varlen, trusted=False),
     "flash3": Backend(flash3_attention, availability.flash3, trusted=False),
     "triton": Backend(availability.run_triton, availability.triton, trusted=False),
-    "reference": Backend(reference_kernel, _any),
+    "reference": Backend(reference_kernel, availability.reference),
 }
 _chosen: dict[tuple[Kind, str], Choice] = {}
 _broken: dict[tuple[str, Kind], str] = {}

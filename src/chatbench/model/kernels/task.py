@@ -85,14 +85,18 @@ class Packing:
 
     def mask(self, window: int | None) -> Tensor:
         """(B, 1, T, T) bool: what each token sees."""
-        if window not in self._masks:
-            with lasting():
-                tokens = self.document.shape[1]
-                run = self._opens().cumsum(1)
-                same = run[:, None, :, None] == run[:, None, None, :]
-                near = causal_mask(tokens, tokens, window, run.device)
-                self._masks[window] = same & near
-        return self._masks[window]
+        if window in self._masks:
+            return self._masks[window]
+        with lasting():
+            tokens = self.document.shape[1]
+            run = self._opens().cumsum(1)
+            same = run[:, None, :, None] == run[:, None, None, :]
+            made = same & causal_mask(tokens, tokens, window, run.device)
+        # Compilers make equal things once by themselves, and cannot keep one from within a block
+        # that is run twice.
+        if not torch.compiler.is_compiling():
+            self._masks[window] = made
+        return made
 
 
 class Reach:
