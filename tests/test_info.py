@@ -107,6 +107,35 @@ def test_what_is_nothing_of_ours_is_a_usage_error(tmp_path: Path) -> None:
         info(tmp_path / "file", as_json=False)
 
 
+def test_a_gguf_file_is_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "bot.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match=r"bot\.gguf is a GGUF file"):
+        info(tmp_path / "bot.gguf", as_json=False)
+
+
+def test_a_name_of_the_hub_is_told_from_what_was_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "model")
+    fetched = {"shop/tea@v1": tmp_path / "model"}
+    monkeypatch.setattr("chatbench.info.cached", fetched.get)
+    info("hf://shop/tea@v1", as_json=True)
+    assert json.loads(capsys.readouterr().out)["parameters"] == 22
+    with pytest.raises(UsageError, match="hf://shop/ink was not fetched yet"):
+        info("hf://shop/ink", as_json=False)
+
+
+def test_the_kernels_are_told_in_words_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    info(None, as_json=True, kernels=True)
+    rows = json.loads(capsys.readouterr().out)
+    assert {"phase", "shape", "backend", "reason"} == rows[0].keys()
+    assert any(row["phase"] == "training" for row in rows)
+    info(None, as_json=False, kernels=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("attention on ")
+    assert len(lines) == len(rows) + 1
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '"x"', "\udcff", "[" * 5000], ids=ascii)
 def test_a_damaged_configuration_is_an_integrity_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))

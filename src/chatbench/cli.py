@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -142,7 +141,7 @@ def export(settings: ExportSettings) -> None:
 @app.command("info", context_settings=CONTEXT)
 def info(
     path: Annotated[
-        Path | None, typer.Argument(help="Corpus, run, model, adapter; without: the installation")
+        str | None, typer.Argument(help="Corpus, run, model, adapter; without: the installation")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON")] = False,
     kernels: Annotated[

@@ -177,9 +177,10 @@ def _build(settings_type: type[S], values: Mapping[str, Any], sources: Mapping[s
             raise UsageError(f"{name} is not given", hint=f"add {flag} (see --help)") from None
         key = path.rstrip("`").split("[")[0]
         where = f" (from {sources[key]})" if key in sources else ""
+        choices = _choices(settings_type, key)
+        what = "not a choice" if choices else message
         raise UsageError(
-            f"setting {key}{where}: {message}, got {values.get(key)!r}",
-            hint=_choices(settings_type, key),
+            f"setting {key}{where}: {what}, got {values.get(key)!r}", hint=choices
         ) from None
 
 

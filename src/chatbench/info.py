@@ -18,6 +18,7 @@ from chatbench.console import format_count, visible
 from chatbench.corpus.reports.summary import aligned, show_corpus
 from chatbench.corpus.shards import KIND as CORPUS
 from chatbench.errors import IntegrityError, UsageError
+from chatbench.hub import PREFIX, cached, is_hub_name
 from chatbench.storage import Manifest, pretty_json, read_manifest
 
 _CORE_PACKAGES = ("torch", "tokenizers", "numpy", "safetensors", "nltk")
@@ -26,27 +27,40 @@ _LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 Facts = dict[str, Any]
 
 
-def info(path: Path | None, as_json: bool, kernels: bool = False) -> None:
-    """Print what `path` holds (corpus, run, model, adapter or another folder of ours), or without
-    one the versions, packages and folders of this installation, or with `kernels` what computes
-    attention on this machine and why; as JSON on demand.
+def info(name: str | Path | None, as_json: bool, kernels: bool = False) -> None:
+    """Print what `name` holds (corpus, run, model, adapter or another folder of ours; of an
+    hf://owner/name what was fetched of it before), or without one the versions, packages and
+    folders of this installation, or with `kernels` what computes attention on this machine and
+    why; as JSON on demand.
 
     Raises UsageError for what is none of these, IntegrityError for folders that cannot be read.
     """
     if kernels:
         _print_kernels(as_json)
         return
-    if path is None:
+    if name is None:
         _print(installation(), as_json)
         return
+    path = _fetched(str(name)) if is_hub_name(name) else Path(name)
     if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise UsageError(f"{path} {what}", hint="name a corpus, run or model folder")
+        from chatbench.model.finding import find_model
+
+        find_model(path)  # says why it is no folder
     manifest = read_manifest(path)
     if manifest is not None and manifest.kind == CORPUS:
         show_corpus(path, as_json=as_json)
         return
     _print(folder_facts(path, manifest), as_json)
+
+
+def _fetched(name: str) -> Path:
+    """Where the hub's model lies on this machine; nothing is fetched only to be looked at."""
+    folder = cached(name.removeprefix(PREFIX))
+    if folder is None:
+        raise UsageError(
+            f"{name} was not fetched yet, or not wholly", hint=f"chatbench chat -m {name} does that"
+        )
+    return folder
 
 
 def _print(facts: Facts, as_json: bool) -> None:

@@ -158,6 +158,16 @@ def test_save_and_load_give_the_conversation_back(
     assert session.messages == kept
 
 
+def test_a_tilde_is_the_persons_home(
+    session: ChatSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    list(session.send("a"))
+    assert said(session, "/save ~/chat.jsonl") == "saved ~/chat.jsonl"
+    assert (tmp_path / "chat.jsonl").is_file()
+    assert said(session, "/load ~/chat.jsonl") == "loaded 2 messages"
+
+
 @pytest.mark.parametrize("name", ["save", "load"])
 def test_save_and_load_need_a_file_name(session: ChatSession, name: str) -> None:
     with pytest.raises(UsageError, match=f"/{name} needs a file name"):

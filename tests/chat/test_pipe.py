@@ -137,6 +137,16 @@ def test_a_closed_stdin_is_a_mistake_and_no_crash(
         start.chat(settings_for(base_run, jsonl=jsonl))
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [({"jsonl": True, "prompt": "Hi"}, "leave -p out"),
+     ({"raw": True, "prompt": "Hi", "system": "友善"}, "no --system prompt")],
+)  # fmt: skip
+def test_flags_without_effect_are_refused(base_run: Path, given: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        start.chat(settings_for(base_run, **given))
+
+
 def test_neither_prompt_nor_piped_text_is_a_mistake(
     monkeypatch: pytest.MonkeyPatch, base_run: Path
 ) -> None:
@@ -247,7 +257,7 @@ def test_raw_prompts_are_continued_without_turns(ask: Ask, opened: OpenedModel) 
         (b'{"messages": []}', "messages"),
         (b'{"messages": [{"role": "robot", "content": "x"}]}', "robot"),
         (b'{"messages": [{"role": "user"}]}', "no text"),
-        (b'{"prompt": "x", "temprature": 1}', "temprature"),
+        (b'{"prompt": "x", "temprature": 1}', "no temprature; did you mean temperature?"),
         (b'{"prompt": "x", "temperature": -1}', "temperature"),
         (b'{"prompt": "x", "max_tokens": "many"}', "max_tokens"),
         (b'{"prompt": "\xff"}', "line 2"),

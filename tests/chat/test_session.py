@@ -224,6 +224,32 @@ def test_what_is_no_conversation_is_not_loaded(
     assert session.messages == before
 
 
+def test_a_loaded_conversation_fills_the_context(opened: OpenedModel, tmp_path: Path) -> None:
+    session = session_of(opened)
+    list(session.send("茶"))
+    session.save(tmp_path / "chat.jsonl")
+    other = session_of(opened)
+    other.load(tmp_path / "chat.jsonl")
+    # What the model read and wrote, and at most the end of the last turn.
+    assert 0 <= other.used - session.used <= 2
+
+
+def test_turns_that_the_template_refuses_are_not_loaded(base_run: Path, tmp_path: Path) -> None:
+    template = tmp_path / "users.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}"
+        "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    opened = open_model(base_run, torch.device("cpu"), template=str(template))
+    path = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]
+    path.write_text(json.dumps({"messages": turns}))
+    session = session_of(opened, system="S")
+    with pytest.raises(UsageError, match="no tools"):
+        session.load(path)
+    assert (session.system, session.messages, session.used) == ("S", [], 0)
+
+
 def test_a_missing_file_is_named(opened: OpenedModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         session_of(opened).load(tmp_path / "none.jsonl")

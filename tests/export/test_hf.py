@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ import chatbench.export.run as run
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.export.run import export
 from chatbench.model.adapter import LoraConfig, adapted, add_adapter
-from chatbench.model.folder import OpenedModel, open_model, stored_weights, write_model
+from chatbench.model.folder import (
+    OpenedModel,
+    open_model,
+    read_weights,
+    stored_weights,
+    write_model,
+)
 from chatbench.model.lora import save_adapter
 from chatbench.settings import ExportSettings
 from chatbench.storage import verify
@@ -89,6 +96,26 @@ def test_a_plain_model_stays_bit_for_bit(
         assert torch.equal(stored_weights(again.model)[name], weight), name
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_in_several_files_stays_and_an_adapter_makes_it_whole(
+    adapter: Path, opened: OpenedModel, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    halves = {n: w.to(dtype) for n, w in stored_weights(opened.model).items()}
+    config = opened.model.config
+    shutil.rmtree(opened.folder)
+    write_model(opened.folder, config, halves, opened.tokenizer, largest_shard=20_000)
+    assert len(list(opened.folder.glob("*.safetensors"))) > 2
+    out = save(opened.folder, tmp_path / "copy", verify=True)
+    kept = read_weights(out)
+    assert {weight.dtype for weight in kept.values()} == {dtype}
+    stored = read_weights(opened.folder)
+    assert kept.keys() == stored.keys()
+    assert all(torch.equal(kept[name], stored[name]) for name in stored)
+    merged = save(adapter, tmp_path / "merged", verify=True)
+    assert {weight.dtype for weight in read_weights(merged).values()} == {torch.float32}
+    assert torch.equal(logits(open_model(merged, CPU)), logits(open_model(adapter, CPU)))
+
+
 def test_verify_finds_a_changed_weight_and_keeps_nothing(
     opened: OpenedModel, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +129,12 @@ def test_verify_finds_a_changed_weight_and_keeps_nothing(
     with pytest.raises(IntegrityError, match="is not what was written"):
         save(opened.folder, tmp_path / "out" / "copy", verify=True)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_number_formats_of_gguf_are_refused(opened: OpenedModel, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="q8_0 is for --to gguf"):
+        save(opened.folder, tmp_path / "copy", quantize="q8_0")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_only_models_are_replaced(tmp_path: Path, rng: random.Random) -> None:

@@ -90,7 +90,7 @@ def save(session: ChatSession, argument: str) -> Reply:
     """FILE: add the conversation to it as a line of training data"""
     if not argument:
         raise UsageError("/save needs a file name", hint="/save chat.jsonl")
-    session.save(Path(argument))
+    session.save(Path(argument).expanduser())
     return f"saved {argument}"
 
 
@@ -98,7 +98,7 @@ def load(session: ChatSession, argument: str) -> Reply:
     """FILE: go on with the conversation that was saved last"""
     if not argument:
         raise UsageError("/load needs a file name", hint="/load chat.jsonl")
-    session.load(Path(argument))
+    session.load(Path(argument).expanduser())
     return f"loaded {len(session.messages)} messages"
 
 

@@ -12,7 +12,7 @@ from chatbench import console
 from chatbench.chat.session import ChatSession, Forgotten
 from chatbench.conversation import Message, parse_messages
 from chatbench.engine.engine import Completion, Engine, Piece, Request
-from chatbench.errors import ExitCode, UsageError
+from chatbench.errors import ExitCode, UsageError, did_you_mean
 from chatbench.model.folder import OpenedModel
 from chatbench.settings import SamplingSettings, replace
 from chatbench.text.template import reply_prompt
@@ -20,6 +20,7 @@ from chatbench.text.tokenizer import Tokenizer
 
 _READ_BYTES = 1 << 16
 _KNOWN = frozenset(("id", "prompt", "messages", "system"))
+_SAMPLING = frozenset(SamplingSettings.__struct_fields__)
 
 
 def reply_once(session: ChatSession, prompt: str) -> int:
@@ -92,6 +93,9 @@ class JsonLines:
             ids = self._ids(row)
             self._engine.check(ids)
             own = {key: value for key, value in row.items() if key not in _KNOWN}
+            for name in own.keys() - _SAMPLING:
+                hint = did_you_mean(name, sorted(_KNOWN | _SAMPLING))
+                raise UsageError(f"there is no {name}", hint=hint)
             goes_on = self._raw and "messages" not in row
             request = Request(ids, replace(self._sampling, **own), goes_on=goes_on)
             return Asked(row.get("id", number), request)

@@ -74,7 +74,12 @@ def _print_reply(
     first = None
     for event in events:
         if isinstance(event, Forgotten):
-            console.say(f"the oldest {event.turns} exchanges no longer fit and are left out")
+            left = (
+                "exchange no longer fits and is"
+                if event.turns == 1
+                else "exchanges no longer fit and are"
+            )
+            console.say(f"the oldest {event.turns} {left} left out")
         elif isinstance(event, Piece):
             first = first if first is not None else time.monotonic() - begun
             console.emit(console.visible(event.text), end="")

@@ -14,7 +14,7 @@ from chatbench.errors import UsageError
 from chatbench.model.folder import OpenedModel
 from chatbench.settings import SamplingSettings
 from chatbench.storage import write_file
-from chatbench.text.template import reply_prompt
+from chatbench.text.template import render, reply_prompt
 
 
 class Forgotten(NamedTuple):
@@ -114,7 +114,8 @@ class ChatSession:
         write_file(path, before + msgspec.json.encode(row) + b"\n")
 
     def load(self, path: Path) -> None:
-        """Continue what `save` wrote. Raises UsageError."""
+        """Continue what `save` wrote. Raises UsageError, with the conversation as it was, also when
+        the chat template does not take the turns."""
         try:
             row = msgspec.json.decode(path.read_bytes().splitlines()[-1])
             messages = list(parse_messages(row["messages"]))
@@ -122,5 +123,6 @@ class ChatSession:
             raise UsageError(f"{path} does not exist") from None
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise UsageError(f"{path} holds no conversation: {error}") from error
+        self.used = min(len(render(self._tokenizer, messages).ids), self.context)
         self.system = messages.pop(0).content if messages[0].role == "system" else None
         self.messages = messages

@@ -15,13 +15,14 @@ from chatbench.settings import ChatSettings
 
 def chat(settings: ChatSettings) -> int:
     """Run the verb; returns the exit code."""
-    if settings.jsonl and sys.stdin is None:
-        raise UsageError("stdin is closed", hint="pipe requests in, one JSON object a line")
+    _check(settings)
     prompt = None if settings.jsonl else _prompt(settings)
     opened = open_model(
         settings.model, pick_device(settings.device),
         quantize=settings.quantize, template=settings.template,
     )  # fmt: skip
+    if not settings.raw:
+        opened.tokenizer.template  # noqa: B018  a model without one is refused before any talk
     if settings.jsonl:
         lines = JsonLines(
             opened, settings.sampling, settings.system,
@@ -36,6 +37,16 @@ def chat(settings: ChatSettings) -> int:
     from chatbench.chat.repl import repl
 
     return repl(session, keep_history=settings.history)
+
+
+def _check(settings: ChatSettings) -> None:
+    """Raise UsageError for flags that say two things, or nothing here."""
+    if settings.jsonl and settings.prompt not in (None, "-"):
+        raise UsageError("--jsonl reads its prompts from stdin", hint="leave -p out, or --jsonl")
+    if settings.jsonl and sys.stdin is None:
+        raise UsageError("stdin is closed", hint="pipe requests in, one JSON object a line")
+    if settings.raw and settings.system is not None and not settings.jsonl:
+        raise UsageError("a text that --raw continues has no --system prompt", hint="leave it out")
 
 
 def _prompt(settings: ChatSettings) -> str | None:

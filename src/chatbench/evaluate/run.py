@@ -16,7 +16,7 @@ from chatbench.corpus.shards import open_corpus
 from chatbench.corpus.sources.blob import ReadOptions
 from chatbench.corpus.sources.inputs import find_inputs
 from chatbench.corpus.sources.reading import read_path
-from chatbench.errors import DataError, IntegrityError
+from chatbench.errors import DataError, IntegrityError, UsageError
 from chatbench.evaluate.tasks import (
     Question,
     answer,
@@ -32,7 +32,7 @@ from chatbench.model.quantize import quantize_model
 from chatbench.settings import EvaluateSettings, SamplingSettings
 from chatbench.storage import new_folder, pretty_json, require_own, write_file, write_json
 from chatbench.text.metrics import Judged, Score, fact_hit, known_facts, score_all
-from chatbench.text.template import Rendered, render_batch, render_texts
+from chatbench.text.template import Rendered, render, render_texts
 
 KIND = "evaluation"
 _WHOLE = ReadOptions(passage_chars=1 << 62)
@@ -48,8 +48,9 @@ class TestSet(NamedTuple):
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """What evaluate found out. `failed`: rows that could not be read; `unanswered`: questions
-    that do not fit into the model's context and are in no score of replies."""
+    """What evaluate found out. `failed`: rows that could not be read, and conversations that the
+    chat template does not take; `unanswered`: questions that do not fit into the model's context
+    and are in no score of replies."""
 
     model: str
     data: str
@@ -151,6 +152,11 @@ def _from_corpus(data: Path, settings: EvaluateSettings, opened: OpenedModel) ->
         rendered = Rendered(split.ids(number).tolist(), split.weights(number).tolist())
         # Nothing of a conversation is learned before its first reply.
         (texts if any(rendered.weights[:1]) else chats).append(rendered)
+    if chats and corpus.tokenizer.template.source != opened.tokenizer.template.source:
+        raise UsageError(
+            f"the conversations of {data} are written in another chat template than the model's",
+            hint="judge by the .jsonl itself, or give --template as preprocess got it",
+        )
     rows = data / f"{settings.split}.jsonl"
     questions = list(questions_of(_conversations(rows))) if rows.is_file() else []
     return TestSet(texts, chats, questions, 0)
@@ -180,13 +186,37 @@ def _from_files(settings: EvaluateSettings, opened: OpenedModel) -> TestSet:
                 chats.append(record)
             elif record.text:
                 texts.append(record.text)
-    conversations = [document.messages or () for document in chats]
+    taken, rendered = _taken_by_template(opened, chats)
     return TestSet(
         list(render_texts(opened.tokenizer, texts)),
-        list(render_batch(opened.tokenizer, conversations)),
-        list(questions_of((d.messages or (), d.meta) for d in chats)),
-        failed,
+        rendered,
+        list(questions_of((d.messages or (), d.meta) for d in taken)),
+        failed + len(chats) - len(taken),
     )
+
+
+def _taken_by_template(
+    opened: OpenedModel, chats: list[Document]
+) -> tuple[list[Document], list[Rendered]]:
+    """The conversations that the chat template takes, as they are and as ids; the others are told
+    of. Raises UsageError when the model has no template."""
+    if chats:
+        opened.tokenizer.template  # noqa: B018  without one, no conversation is to blame
+    taken: list[Document] = []
+    rendered: list[Rendered] = []
+    refused: list[str] = []
+    for document in chats:
+        try:
+            rendered.append(render(opened.tokenizer, document.messages or ()))
+        except UsageError as error:
+            refused.append(f"{document.source}: {error}")
+        else:
+            taken.append(document)
+    if refused:
+        console.notice(
+            f"{len(refused)} of {len(chats)} conversations were left out, first {refused[0]}"
+        )
+    return taken, rendered
 
 
 def _write(

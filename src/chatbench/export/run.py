@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -14,15 +15,18 @@ from chatbench.model.adapter import fold
 from chatbench.model.folder import (
     CONFIG,
     OpenedModel,
+    find_base,
     open_model,
     read_provenance,
     stored_weights,
     write_model,
 )
+from chatbench.model.weights import READABLE, open_weights
 from chatbench.settings import ExportSettings
 from chatbench.storage import new_file, new_folder, require_own
 
 KIND = "model"
+DEFAULT_FORMAT: Final = "f16"
 _MAGIC = b"GGUF"
 # The first transformers that knows a family, where it is not older than safetensors.
 _KNOWN_SINCE = {"qwen3": "4.51", "qwen2": "4.37", "mistral": "4.34"}
@@ -39,6 +43,12 @@ def export(settings: ExportSettings) -> Path:
     if settings.to == "gguf":
         require_gguf()
         _require_free_file(out, overwrite=settings.overwrite)
+    elif settings.quantize is not None:
+        raise UsageError(
+            f"--quantize {settings.quantize} is for --to gguf; a plain folder keeps the numbers as "
+            "the model has them",
+            hint="leave it out, or choose --to gguf",
+        )
     else:
         require_own(out, KIND, overwrite=settings.overwrite)
     opened = open_model(settings.model, torch.device("cpu"), template=settings.template)
@@ -50,7 +60,7 @@ def export(settings: ExportSettings) -> Path:
 
 def _export_gguf(out: Path, opened: OpenedModel, settings: ExportSettings) -> Path:
     weights = stored_weights(opened.model)
-    content = plan(opened, weights, out.stem, settings.quantize)
+    content = plan(opened, weights, out.stem, settings.quantize or DEFAULT_FORMAT)
     with new_file(out) as temporary:
         write_gguf(temporary, content)
         if settings.verify:
@@ -90,8 +100,19 @@ def _require_free_file(out: Path, *, overwrite: bool) -> None:
     )
 
 
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The number format of a whole model's weights, which then stay bit for bit; float32 for what
+    holds several, and for adapters, whose sum with the weights half the bits would round."""
+    if find_base(folder) is None:
+        kinds = {READABLE.get(entry.dtype) for entry in open_weights(folder).values()}
+        if len(kinds) == 1:
+            return kinds.pop() or torch.float32
+    return torch.float32
+
+
 def _export_folder(out: Path, opened: OpenedModel, settings: ExportSettings) -> Path:
-    weights = stored_weights(opened.model)
+    dtype = _stored_dtype(opened.folder)
+    weights = {name: weight.to(dtype) for name, weight in stored_weights(opened.model).items()}
     config = opened.model.config
     noted = read_provenance(opened.folder) if (opened.folder / CONFIG).is_file() else {}
     with new_folder(out, KIND, replace=settings.overwrite) as folder:

@@ -21,7 +21,9 @@ class PreprocessSettings(Settings):
     )
     overwrite: Annotated[bool, flag("Replace a corpus that is already there")] = False
     workers: Annotated[int, flag("Processes; 0 takes one for each core", ge=0, le=1024)] = 0
-    strict: Annotated[bool, flag("End with exit 3 when any record cannot be read")] = False
+    strict: Annotated[
+        bool, flag("End with exit 3 when a record cannot be read or a chat written")
+    ] = False
     profile: Annotated[bool, flag("Collocations and an n-gram baseline in the report (NLTK)")] = (
         True
     )

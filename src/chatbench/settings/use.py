@@ -96,9 +96,13 @@ class ExportSettings(Settings):
         flag("gguf: one file for llama.cpp and what is built on it; hf: a plain folder for"
              " transformers, adapters merged"),
     ] = "gguf"  # fmt: skip
-    quantize: Annotated[
-        Literal["f32", "f16", "q8_0", "q4_0"], flag("Number format of the matrices in a gguf")
-    ] = "f16"
+    quantize: (
+        Annotated[
+            Literal["f32", "f16", "q8_0", "q4_0"],
+            flag("Number format of the matrices in a gguf (default: f16)"),
+        ]
+        | None
+    ) = None
     template: Template | None = None
     verify: Annotated[bool, flag("Open what was written and compare it with the model")] = False
     overwrite: Annotated[bool, flag("Replace what is already there")] = False
