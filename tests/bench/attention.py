@@ -17,7 +17,7 @@ from torch import Tensor
 from chatbench.model.attention import Packing, Reach
 from chatbench.model.kernels.documents import by_document
 from chatbench.model.kernels.fused import row_by_row, sdpa_attention
-from chatbench.model.kernels.kinds import PRODUCTS_FROM
+from chatbench.model.kernels.kinds import NARROW_FROM
 from chatbench.model.kernels.products import products_attention, products_decode
 from chatbench.model.kernels.task import Task
 
@@ -46,7 +46,7 @@ def show(label: str, ours: Callable[[], object], sdpa: Callable[[], object], pai
 
 def inner(task: Task) -> Tensor:
     """What the choice takes for the small batches of documents."""
-    long = task.q.shape[1] >= PRODUCTS_FROM
+    long = task.q.shape[1] >= NARROW_FROM
     return products_attention(task) if long else sdpa_attention(task)
 
 

@@ -67,7 +67,8 @@ def test_a_cpu_takes_for_each_phase_what_was_measured_to_be_fast() -> None:
     assert fresh(2, 60) == "sdpa"
     assert fresh(2, 130) == "products"
     assert fresh(2, 130, group=1) == "sdpa"
-    assert fresh(2, 256, group=1) == "products"
+    assert fresh(2, 256, group=1) == "sdpa"
+    assert fresh(1, 512, group=1) == "products"
     assert fresh(2, 256, learning=False) == "sdpa"
     assert fresh(1, 1100) == "sdpa"
     assert fresh(2, 256, dtype=torch.float64) == "products"
@@ -75,10 +76,10 @@ def test_a_cpu_takes_for_each_phase_what_was_measured_to_be_fast() -> None:
     assert fresh(2, 350, packing=halves) == "documents products"
     assert fresh(2, 150, packing=short) == "sdpa"
     assert fresh(1, 1, [40]) == fresh(1, 20, [400]) == fresh(3, 1, [400, 400, 400]) == "sdpa"
-    assert fresh(1, 1, [400]) == "products"
-    assert fresh(1, 1, [400], group=1) == "sdpa"
+    assert fresh(1, 1, [900]) == "products"
+    assert fresh(1, 1, [900], group=1) == "sdpa"
     assert fresh(3, 1, [4, 40, 0]) == "sdpa"
-    assert fresh(3, 1, [4, 400, 0], group=1).startswith("rows sdpa")
+    assert fresh(3, 1, [4, 900, 0], group=1).startswith("rows sdpa")
 
 
 def test_probabilities_that_would_fill_the_memory_are_not_kept() -> None:

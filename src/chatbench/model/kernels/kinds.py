@@ -20,14 +20,15 @@ Size = Literal["small", "medium", "large"]
 
 # New tokens up to which a call on a cache counts as decoding.
 DECODE_TOKENS = 16
-# Tokens between which products beat SDPA, without and with grouped heads, and bytes of
-# probabilities that one call may keep.
-PRODUCTS_FROM, GROUPED_FROM, PRODUCTS_TO = 256, 128, 1024
+# Tokens from which products beat SDPA: with narrow heads, with wide ones, and with grouped heads
+# or bfloat16 units; tokens to which they do, and bytes of probabilities that a call may keep.
+NARROW_FROM, WIDE_FROM, SOON_FROM, PRODUCTS_TO = 512, 256, 128, 1024
+WIDE = 128
 PRODUCTS_BYTES = 1 << 28
 # Packed rows from which taking documents apart repays the copies.
 PACKED_FROM = 320
 # From this reach on, reading each key once for its group, or each row apart, repays its overhead.
-FAR = 256
+FAR = 768
 
 
 class Kind(NamedTuple):
@@ -59,7 +60,7 @@ class Kind(NamedTuple):
     def describe(self) -> str:
         """Size, what is hidden and number format, in words."""
         if self.phase in ("training", "prefill"):
-            least = _least(self.packed, self.group)
+            least = _least(self.packed, self.group, self.width, self.dtype)
             sizes = {
                 "small": f"under {least} tokens",
                 "medium": f"{least} to {PRODUCTS_TO} tokens",
@@ -95,7 +96,7 @@ def kind_of(task: Task) -> Kind:
         phase = "training" if learning else "prefill"
         kept = rows * heads * new * new // 2 * task.q.element_size()
         fits = new <= PRODUCTS_TO and kept <= PRODUCTS_BYTES
-        least = _least(task.packing is not None, group)
+        least = _least(task.packing is not None, group, width, task.q.dtype)
         size = "small" if new < least else "medium" if fits else "large"
     window = "none" if task.window is None else "wide" if 2 * task.window > new else "narrow"
     return Kind(
@@ -105,8 +106,10 @@ def kind_of(task: Task) -> Kind:
     )  # fmt: skip
 
 
-def _least(packed: bool, group: int) -> int:
+def _least(packed: bool, group: int, width: int, dtype: torch.dtype) -> int:
     """Tokens from which a row is no longer small."""
     if packed:
         return PACKED_FROM
-    return PRODUCTS_FROM if group == 1 else GROUPED_FROM
+    if group > 1 or dtype == torch.bfloat16:
+        return SOON_FROM
+    return WIDE_FROM if width >= WIDE else NARROW_FROM
