@@ -45,7 +45,9 @@ def started(rows: Path, out: Path, **options: object) -> subprocess.Popen[bytes]
     return subprocess.Popen(
         [sys.executable, "-m", "chatbench", "preprocess", rows, "-o", out,
          "--vocab-size", str(VOCABULARY), "--no-profile"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # Tests that a shell started in the background ignore SIGINT, and so would this child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
     )  # fmt: skip
 
 
