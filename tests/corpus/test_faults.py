@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,19 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def started(rows: Path, out: Path, **options: object) -> subprocess.Popen[bytes]:
+def heeding_interrupts() -> None:
+    """Tests that a shell started in the background ignore SIGINT, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def started(
+    rows: Path, out: Path, preexec_fn: Callable[[], None] = heeding_interrupts
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "chatbench", "preprocess", rows, "-o", out,
          "--vocab-size", str(VOCABULARY), "--no-profile"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        # Tests that a shell started in the background ignore SIGINT, and so would this child.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
+        preexec_fn=preexec_fn,
     )  # fmt: skip
 
 
