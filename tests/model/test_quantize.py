@@ -189,6 +189,7 @@ def test_few_rows_take_the_kernel_where_it_pays_and_many_never(
         taken.append(len(x))
         return whole_product(x, of)
 
+    monkeypatch.setattr(quantize.compiled, "serves", lambda x: False)
     monkeypatch.setattr(quantize, "kernel_product", kernel)
     monkeypatch.setattr(found, "_has_kernel", lambda device: True)
     for pays in (True, False):
@@ -208,6 +209,7 @@ def test_without_a_kernel_the_results_are_the_same(
     without = QuantizedLinear(linear, kind)
     assert torch.equal(with_kernel.weight, without.weight)
     monkeypatch.setattr(without, "_has_kernel", lambda device: False)
+    monkeypatch.setattr(without, "_is_compiled", lambda: False)
     x = torch.randn(2, 64, generator=generator)
     torch.testing.assert_close(with_kernel(x), without(x), rtol=0, atol=0.03)
     assert torch.equal(without(x), whole_product(x, without))

@@ -112,7 +112,8 @@ def test_a_table_made_while_generating_serves_training(
         before = model(ids).clone()
     after = model(ids)
     after.sum().backward()
-    assert torch.equal(before, after)
+    # Without gradients another kernel multiplies, in another order.
+    torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5)
     assert model.rope is not None
     assert not model.rope._table.is_inference()
 

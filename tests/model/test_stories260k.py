@@ -23,6 +23,7 @@ from chatbench.engine.cache import KVCache
 from chatbench.engine.score import token_losses
 from chatbench.model.architectures import ARCHITECTURES
 from chatbench.model.folder import read_config, read_weights
+from chatbench.model.kernels import compiled
 from chatbench.model.quantize import quantize_model
 from chatbench.model.transformer import GPT
 from conftest import SHARED_DATA
@@ -183,3 +184,22 @@ def test_few_bits_keep_the_likelihood(
     tokens = sum(len(text) - 1 for text in texts)
     assert 0.97 < math.exp((ours - exact) / tokens) < most
     assert report.bytes_after < share * report.bytes_before
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_rounded_activations_keep_the_likelihood(
+    model: GPT, reference: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if compiled.why_not():
+        pytest.skip(compiled.why_not())
+    few = copy.deepcopy(model)
+    quantize_model(few, kind)
+    texts = [each["token_ids"] for each in reference["likelihood"]]
+    found = []
+    for rows in (0, 1 << 20):  # no product by the extension, then every one of the blocks
+        monkeypatch.setattr(compiled, "FEW_ROWS", rows)
+        found.append(sum(float(x.sum()) for x in token_losses(few, texts, (), 4)))
+    count = sum(len(ids) - 1 for ids in texts)
+    # Perplexity moves by less than a percent, either way.
+    assert found[0] != found[1]
+    assert abs(found[1] - found[0]) / count < 0.01

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from chatbench.model.attention import AttentionSpec, LayerCache, Packing, attention, rotate
 from chatbench.model.config import Activation, ModelConfig
+from chatbench.model.kernels.compiled import Linear
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -50,10 +51,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         inner = config.n_heads * config.head_dim
         inner_kv = config.n_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, inner, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, inner_kv, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, inner_kv, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(inner, config.hidden_size, bias=config.out_bias)
+        self.q_proj = Linear(config.hidden_size, inner, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, inner_kv, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, inner_kv, bias=config.qkv_bias)
+        self.o_proj = Linear(inner, config.hidden_size, bias=config.out_bias)
         self.spec = AttentionSpec()
         self.qk_norm = config.qk_norm
         if config.qk_norm:
@@ -82,9 +83,9 @@ class FeedForward(nn.Module):
         self.gated = config.gated
         self.activation = ACTIVATIONS[config.activation]
         if config.gated:
-            self.gate_proj = nn.Linear(config.hidden_size, config.ffn_size, bias=config.ffn_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.ffn_size, bias=config.ffn_bias)
-        self.down_proj = nn.Linear(config.ffn_size, config.hidden_size, bias=config.ffn_bias)
+            self.gate_proj = Linear(config.hidden_size, config.ffn_size, bias=config.ffn_bias)
+        self.up_proj = Linear(config.hidden_size, config.ffn_size, bias=config.ffn_bias)
+        self.down_proj = Linear(config.ffn_size, config.hidden_size, bias=config.ffn_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:

@@ -4,8 +4,9 @@ int8: one scale for each output row, symmetric. int4: one scale and one zero for
 inputs of a row, found by a search that minimises the squared error of the weights. What is small
 or precious stays exact: embeddings, a head that is one with them, norms, biases, adapters.
 
-Few rows (a reply being written) go through the kernels that torch has for the CPU; they round
-activations to bfloat16. Many rows (a prompt, likelihood) go through the weights made whole again,
+Few rows (a reply being written) go through the C extension (`kernels.compiled`), or without it
+through the kernels that torch has for the CPU; the first round activations to 8 bits by runs of 32,
+the second to bfloat16. Many rows (a prompt, likelihood) go through the weights made whole again,
 some rows of the layer at a time; so does everything on other devices, where torchao is absent.
 On CUDA with torchao installed its weights and kernels serve instead, after a comparison.
 Legend: K inputs, N outputs, G group, M rows of activations.
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from chatbench import console
 from chatbench.errors import UsageError
+from chatbench.model.kernels import compiled
 from chatbench.model.rounding import quantize_groups, quantize_rows
 from chatbench.model.transformer import GPT
 
@@ -101,6 +103,8 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) → (..., N)."""
+        if compiled.serves(x) and self._is_compiled():
+            return compiled_product(x, self)
         if torch.is_grad_enabled() and x.requires_grad:
             y: Tensor = _Product.apply(x.reshape(-1, self.in_features), self)  # type: ignore[no-untyped-call]
         else:
@@ -113,6 +117,10 @@ class QuantizedLinear(nn.Module):
         if len(x) <= FEW_ROWS[self.kind] and self._has_kernel(x.device) and _kernel_pays(self.kind):
             return kernel_product(x, self)
         return whole_product(x, self)
+
+    def _is_compiled(self) -> bool:
+        """Whether the C extension reads weights that lie like these."""
+        return compiled.serves_codes(self.codes, self.scales, self.block)
 
     def _has_kernel(self, device: torch.device) -> bool:
         """Whether torch's kernels take this layer; they do not check shapes themselves."""
@@ -160,6 +168,9 @@ class TorchaoLinear(QuantizedLinear):
     def _product(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.codes.dtype), self.codes).to(x.dtype)
 
+    def _is_compiled(self) -> bool:
+        return False
+
 
 def _torchao() -> Any:
     """The module torchao.quantization. Raises ImportError."""
@@ -187,6 +198,15 @@ def _torchao_serves(kind: Kind, device: torch.device, dtype: torch.dtype) -> boo
     if why:
         console.notice(f"torchao is not used for {kind} ({why}), chatbench's own kernels are")
     return not why
+
+
+def compiled_product(x: Tensor, layer: QuantizedLinear) -> Tensor:
+    """x (..., K) times the layer's weights, plus its bias, by the C extension: (..., N)."""
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return compiled.product(
+        x.contiguous(), layer.codes, bias, scales=layer.scales, outputs=layer.out_features,
+        block=layer.block, group=layer.group if layer.kind == "int4" else 0,
+    )  # fmt: skip
 
 
 def kernel_product(x: Tensor, layer: QuantizedLinear) -> Tensor:

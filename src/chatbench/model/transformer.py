@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from chatbench.model.attention import LayerCache, Packing, Reach
 from chatbench.model.config import ModelConfig, RopeScaling
+from chatbench.model.kernels.compiled import Linear
 from chatbench.model.layers import Attention, Block, FeedForward, RMSNorm, make_norm
 from chatbench.model.rotary import RotaryTable
 
@@ -35,11 +36,19 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = _table(config.vocab_size, config.hidden_size)
         if config.positions == "learned":
-            self.embed_positions = nn.Embedding(config.context, config.hidden_size)
+            self.embed_positions = _table(config.context, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = make_norm(config)
+
+
+def _table(entries: int, width: int) -> nn.Embedding:
+    """An embedding (entries, width). On the meta device it draws no numbers: nobody would see
+    them, and torch would load its whole compiler for it, a second at every start."""
+    if torch.get_default_device().type == "meta":
+        return nn.Embedding(entries, width, _weight=torch.empty(entries, width))
+    return nn.Embedding(entries, width)
 
 
 def _run(block: nn.Module, *arguments: object) -> Tensor:
@@ -54,7 +63,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config.check()
         self.model = Trunk(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie()
         self.rope = RotaryTable(config) if config.positions == "rotary" else None
         # Calls a block; training may put one here that keeps less for the backward pass.

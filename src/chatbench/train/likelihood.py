@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatbench.model.head import linear_cross_entropy
+from chatbench.model.kernels.compiled import Linear
 from chatbench.model.transformer import GPT
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train.batches import Batches
@@ -35,7 +36,7 @@ class Likelihood:
         hidden = model(batch.ids, packing=batch.packing).flatten(0, 1)
         targets, weights = batch.targets.flatten(), batch.weights.flatten()
         head = model.lm_head
-        if type(head) is nn.Linear:
+        if type(head) in (nn.Linear, Linear):
             # Only rows that count reach the head: on dialogues that is half of the largest product.
             loss = linear_cross_entropy(
                 hidden, head.weight, targets, weights, bias=head.bias, rows=batch.places

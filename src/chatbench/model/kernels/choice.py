@@ -13,6 +13,7 @@ from torch import Tensor
 from chatbench import console
 from chatbench.errors import UsageError
 from chatbench.model.kernels import availability
+from chatbench.model.kernels.compiled import describe_linear
 from chatbench.model.kernels.documents import by_document
 from chatbench.model.kernels.fused import row_by_row, sdpa_attention
 from chatbench.model.kernels.kinds import Kind, Phase, Size, kind_of
@@ -74,7 +75,6 @@ def compute(task: Task) -> Tensor:
     return BACKENDS[_choose(*kind)].run(task)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _choose(*parts: object) -> str:
     """The name of a backend. Takes a Kind apart, for compilers see through plain constants only."""
     kind = Kind(*parts)  # type: ignore[arg-type]
@@ -84,6 +84,11 @@ def _choose(*parts: object) -> str:
         heads = f"heads of {kind.width}, {kind.group} on a key-value head"
         _log.debug("attention on %s: %s (%s)", kind.device, " · ".join(_chosen[key]), heads)
     return _chosen[key].backend
+
+
+# What torch.compiler.assume_constant_result sets. Calling that would load the whole compiler, as
+# long a wait again as torch itself, in programs that compile nothing.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _decide(kind: Kind, forced: str) -> Choice:
@@ -184,6 +189,8 @@ def describe_choices(device: torch.device) -> list[Choice]:
         _choose(*kind)
         lines.append(_chosen[kind, os.environ.get(FORCE, "")])
     used = {line.backend for line in lines}
+    if device.type == "cpu":
+        lines += [Choice(*fields) for fields in describe_linear()]
     for name, title in availability.TITLES.items():
         if name not in used:
             lines.append(Choice("not used", "", title, _why_not(name, device, dtype, index)))
