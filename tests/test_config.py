@@ -202,6 +202,8 @@ def some_value(leaf: Leaf, rng: random.Random) -> Any:
     if kind is float:
         return low + (high - low) * rng.uniform(1e-9, 0.999)
     words = ["", "tea", "茶 \"'#=\\", "line\nline\ttab", "👩‍👧 = [x]", "\x1b[0m", "# not a comment"]
+    if typing.get_origin(kind) is dict:
+        return {rng.choice(words): rng.uniform(-100, 100) for _ in range(rng.randrange(4))}
     return [rng.choice(words) for _ in range(rng.randrange(4))] if kind == list[str] else (
         rng.choice(words)
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -98,7 +98,7 @@ def resolve(
             sources[key] = source
 
     if config_file is not None:
-        take(_flatten(_read_toml(config_file)), str(config_file))
+        take(_flatten(_read_toml(config_file), frozenset(known)), str(config_file))
     take(_from_environment(known, os.environ if environ is None else environ), "environment")
     take(_from_overrides(known, overrides or []), "--set")
     take({key: value for key, value in (flags or {}).items() if value is not None}, "flag")
@@ -116,11 +116,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(
+    tree: Mapping[str, Any], whole: frozenset[str] = frozenset(), prefix: str = ""
+) -> dict[str, Any]:
+    """Dotted keys; the tables named in `whole` are values themselves."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+        if isinstance(value, dict) and prefix + key not in whole:
+            flat |= _flatten(value, whole, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
@@ -207,7 +210,7 @@ def to_toml(settings: msgspec.Struct, sources: Mapping[str, str] | None = None) 
         line = (
             f"# {leaf.name} = (not set)"
             if value is None
-            else tomli_w.dumps({leaf.name: value}).rstrip("\n")
+            else _assignment(leaf.name, value, tomli_w.dumps)
         )
         if sources is not None:
             line += f"  # {sources[leaf.key]}"
@@ -218,6 +221,14 @@ def to_toml(settings: msgspec.Struct, sources: Mapping[str, str] | None = None) 
         "\n".join(([f"[{name}]"] if name else []) + lines) for name, lines in sections.items()
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _assignment(name: str, value: Any, dumps: Callable[[dict[str, Any]], str]) -> str:
+    """`name = value`; a table goes on one line, for a header of its own would end the section."""
+    if isinstance(value, dict):
+        entries = ", ".join(_assignment(key, entry, dumps) for key, entry in value.items())
+        return f"{name} = {{{entries}}}"
+    return dumps({name: value}).rstrip("\n")
 
 
 def differing_keys(one: msgspec.Struct, other: msgspec.Struct) -> dict[str, tuple[Any, Any]]:

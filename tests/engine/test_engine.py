@@ -109,7 +109,7 @@ def test_rows_that_join_and_leave_say_what_each_says_alone(
     requests = [Request(prompt_of(rng, tokenizer), settings(rng), key=n) for n in range(8)]
     together = Engine(model, tokenizer, max_rows).complete(requests)
     for request, done in zip(requests, together, strict=True):
-        assert done == alone(model, tokenizer, request)
+        assert key(done) == key(alone(model, tokenizer, request))
 
 
 def test_completions_keep_the_order_and_the_keys_of_the_requests(
@@ -124,14 +124,15 @@ def test_completions_keep_the_order_and_the_keys_of_the_requests(
     assert [d.prompt_tokens for d in done] == [len(r.ids) for r in requests]
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 16, 64])
+@pytest.mark.parametrize("settings", [lambda rng: greedy(max_tokens=9), sampled])
 def test_many_long_prompts_are_read_in_parts(
-    make_model: Make, tokenizer: Tokenizer, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+    make_model: Make, tokenizer: Tokenizer, rng: random.Random, chunk: int, settings: Any
 ) -> None:
-    monkeypatch.setattr("chatbench.engine.engine._PREFILL_TOKENS", 64)
     model = make_model()
-    lengths = (40, 3, 30, 1, 64, 20)
-    requests = [Request(prompt_of(rng, tokenizer, n), greedy(max_tokens=3)) for n in lengths]
-    together = Engine(model, tokenizer).complete(requests)
+    lengths = (40, 3, 30, 1, 64, 20, 95)
+    requests = [Request(prompt_of(rng, tokenizer, n), settings(rng)) for n in lengths]
+    together = Engine(model, tokenizer, rng.choice((2, 3, 16)), chunk).complete(requests)
     assert list(map(key, together)) == [key(alone(model, tokenizer, r)) for r in requests]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,13 @@ from chatbench.model.attention import LayerCache, Reach
 from chatbench.model.transformer import ModelConfig
 
 _FIRST_CAPACITY = 128
+
+
+class Saved(NamedTuple):
+    """Keys and values of one row, for each layer (tokens, K, D)."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
 
 
 class KVCache:
@@ -21,6 +30,8 @@ class KVCache:
         self._device = device
         self._dtype = dtype
         self._rows = rows
+        size = torch.empty((), dtype=dtype).element_size()
+        self.token_bytes = 2 * config.n_layers * config.n_kv_heads * config.head_dim * size
         self.lengths = [0] * rows
         self.capacity = min(_FIRST_CAPACITY, config.context)
         self._keys = [self._empty() for _ in range(config.n_layers)]
@@ -55,7 +66,25 @@ class KVCache:
 
     def move(self, source: int, target: int) -> None:
         """Copy one row over another."""
-        length = self.lengths[source]
+        self.copy(source, target, self.lengths[source])
+
+    def saved(self, row: int, tokens: int) -> Saved:
+        """A copy of the beginning of one row."""
+        return Saved(
+            [k[row, :tokens].clone() for k in self._keys],
+            [v[row, :tokens].clone() for v in self._values],
+        )
+
+    def restore(self, row: int, saved: Saved, tokens: int) -> None:
+        """Begin a row with what was saved."""
+        self.reserve(tokens)
+        for stores, kept in ((self._keys, saved.keys), (self._values, saved.values)):
+            for store, piece in zip(stores, kept, strict=True):
+                store[row, :tokens] = piece[:tokens]
+        self.lengths[row] = tokens
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Begin one row with the beginning of another."""
         for store in (*self._keys, *self._values):
-            store[target, :length] = store[source, :length]
-        self.lengths[target] = length
+            store[target, :tokens] = store[source, :tokens]
+        self.lengths[target] = tokens

@@ -3,129 +3,78 @@ sampling, seed and stop strings."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple
+from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from chatbench.engine.cache import KVCache
-from chatbench.engine.sampling import choose
+from chatbench.engine.prefixes import Places
+from chatbench.engine.rows import (
+    Completion,
+    FinishReason,
+    Piece,
+    Request,
+    TokenLogprob,
+    allowed_ids,
+    bias_by_id,
+    describe,
+)
+from chatbench.engine.shift import Shift
+from chatbench.engine.speculation import Cost
+from chatbench.engine.turnstile import Turnstile
 from chatbench.errors import UsageError
+from chatbench.model.quantize import QuantizedLinear
 from chatbench.model.transformer import GPT
 from chatbench.settings import SamplingSettings
 from chatbench.text.tokenizer import Tokenizer
 
-FinishReason = Literal["stop", "length", "cancelled"]
-_PREFILL_TOKENS = 4096
+__all__ = ["Completion", "Engine", "FinishReason", "Piece", "Request", "TokenLogprob"]
 
-
-class Request(NamedTuple):
-    """`ids` to continue; `key` is handed back with every event. `goes_on`: the new text is the
-    middle of a text, not the beginning of a reply, so its first space belongs to it."""
-
-    ids: list[int]
-    sampling: SamplingSettings
-    key: int = 0
-    goes_on: bool = False
-
-
-class Piece(NamedTuple):
-    """New text of one row, certain and free of half characters and half stop strings."""
-
-    key: int
-    text: str
-
-
-class Completion(NamedTuple):
-    """The end of one row."""
-
-    key: int
-    ids: list[int]
-    text: str
-    finish_reason: FinishReason
-    prompt_tokens: int
-    cached_tokens: int
-
-
-class _Row:
-    """One request while it is being answered."""
-
-    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
-        self.request = request
-        self.ids: list[int] = []
-        self.text = ""
-        self.cached = 0
-        self.finish: FinishReason | None = None
-        self._stops = request.sampling.stop
-        self._held = ""
-        self._decoder = tokenizer.stream(begun=request.goes_on)
-        self._ends = tokenizer.stops
-        self.generator = torch.Generator()
-        seed = request.sampling.seed
-        if seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(seed)
-
-    def seen(self) -> Tensor | None:
-        if self.request.sampling.repetition_penalty == 1.0:
-            return None
-        return torch.tensor(sorted({*self.request.ids, *self.ids}))
-
-    def push(self, number: int, room: int) -> str:
-        """Take the next id; returns the text that may be shown now."""
-        if number in self._ends:
-            self.finish = "stop"
-            return self._release("")
-        self.ids.append(number)
-        fresh = self._decoder.push(number)
-        if len(self.ids) >= min(self.request.sampling.max_tokens, room):
-            self.finish = "length"
-        return self._release(fresh)
-
-    def _release(self, fresh: str) -> str:
-        pending = self._held + fresh
-        found = [at for at in (pending.find(stop) for stop in self._stops if stop) if at >= 0]
-        if found:
-            self.finish = "stop"
-            pending, self._held = pending[: min(found)], ""
-        else:
-            held = 0 if self.finish else self._possible_stop(pending)
-            pending, self._held = pending[: len(pending) - held], pending[len(pending) - held :]
-        self.text += pending
-        return pending
-
-    def _possible_stop(self, pending: str) -> int:
-        """Length of the longest end of `pending` that begins a stop string."""
-        longest = max((len(stop) - 1 for stop in self._stops), default=0)
-        for size in range(min(longest, len(pending)), 0, -1):
-            if any(stop.startswith(pending[-size:]) for stop in self._stops):
-                return size
-        return 0
-
-    def completion(self) -> Completion:
-        reason = self.finish or "cancelled"
-        prompt = len(self.request.ids)
-        return Completion(self.request.key, self.ids, self.text, reason, prompt, self.cached)
+# Multiplications of one chunk of a prompt on a CPU, after which others are served and Ctrl-C is
+# heard; the number of tokens must not depend on a clock, or the rounding of results would.
+_CHUNK_WORK = 1e10
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 32, 512
+_CHUNK_ON_GPU = 2048
+_LOGITS_AT_ONCE = 1 << 24
 
 
 class Engine:
-    """A model ready to answer. One thread at a time."""
+    """A model ready to answer. Threads take turns: a run holds the engine until it is exhausted or
+    closed, and others wait; a thread that begins a run while an older one of its own is half read
+    ends the older one, whose rows are then cancelled.
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, max_rows: int = 16) -> None:
+    `chunk`: a prompt is read so many tokens at a time, between which live rows go on.
+    """
+
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, max_rows: int = 16, chunk: int | None = None
+    ) -> None:
         weight = model.model.embed_tokens.weight
         self.model = model
         self.tokenizer = tokenizer
         self.context = model.config.context
+        self.cost = Cost()
         self._device = weight.device
         self._max_rows = max_rows
+        self._chunk = chunk or _chunk_of(model, weight.device)
         self._cache = KVCache(model.config, max_rows, weight.device, weight.dtype)
-        self._resident: list[int] = []
+        self._places = Places(self._cache, self.context, max_rows)
+        self._turnstile = Turnstile()
+        # Where several tokens are rounded otherwise than one by one, guesses could change a reply.
+        self._rounds_finely = weight.dtype in (torch.float32, torch.float64) and not any(
+            isinstance(module, QuantizedLinear) for module in model.modules()
+        )
 
-    def check(self, ids: list[int]) -> None:
-        """Raise UsageError when a prompt leaves no room for a reply."""
+    def forget(self) -> None:
+        """Drop all beginnings, as is due when the weights have changed."""
+        with self._turnstile.between():
+            self._places = Places(self._cache, self.context, self._max_rows)
+
+    def check(self, ids: list[int], sampling: SamplingSettings | None = None) -> None:
+        """Raise UsageError when a prompt leaves no room for a reply, or a logit bias names what is
+        no token."""
         if len(ids) >= self.context:
             raise UsageError(
                 f"the prompt has {len(ids)} tokens and the model's context is {self.context}",
@@ -133,35 +82,42 @@ class Engine:
             )
         if not ids:
             raise UsageError("the prompt is empty", hint="give some text")
+        if sampling is not None:
+            bias_by_id(self.tokenizer, sampling)
 
     @torch.inference_mode()
     def run(
-        self, requests: Iterable[Request], cancelled: Callable[[], bool] = lambda: False
+        self,
+        requests: Iterable[Request],
+        cancelled: Callable[[], bool] = lambda: False,
+        arriving: Callable[[int], Iterable[Request]] | None = None,
     ) -> Iterator[Piece | Completion]:
         """Answer all requests, at most `max_rows` at once; events come as they happen.
 
-        A single request reuses what the cache holds of its beginning. When `cancelled()` turns
-        true, every unfinished row ends with finish_reason "cancelled".
+        Beginnings that the cache or another row of the run holds are not computed again. When
+        `cancelled()`, asked before every step, turns true, every unfinished row ends with
+        finish_reason "cancelled". `arriving` is asked before every step for at most so many more
+        requests as rows are free; it must not wait for any.
         """
-        waiting = deque(requests)
+        waiting = list(requests)
         for request in waiting:
-            self.check(request.ids)
-        reuse = len(waiting) == 1
-        live: list[_Row] = []
-        while waiting or live:
-            joined = [
-                _Row(waiting.popleft(), self.tokenizer)
-                for _ in range(min(len(waiting), self._max_rows - len(live)))
-            ]
-            logits = self._prefill(live, joined, reuse) if joined else self._decode(live)
-            live += joined
-            # All rows at once: each copy makes the host wait for a GPU.
-            for row, scores in zip(joined or live, logits.cpu(), strict=True):
-                yield from self._advance(row, scores)
-            if cancelled():
-                for row in live:
-                    row.finish = row.finish or "cancelled"
-            yield from self._retire(live)
+            self.check(request.ids, request.sampling)
+            allowed_ids(self.tokenizer, request)
+        began = perf_counter()
+        mine = self._turnstile.enter()
+        try:
+            shift = Shift(self, waiting, began)
+            while True:
+                if arriving is not None and shift.free > 0:
+                    shift.add(arriving(shift.free))
+                if not shift.busy:
+                    return
+                if not self._turnstile.holds(mine) or cancelled():
+                    yield from shift.cancel()
+                    return
+                yield from shift.step()
+        finally:
+            self._turnstile.leave(mine)
 
     def complete(self, requests: Iterable[Request]) -> list[Completion]:
         """`run` to the end; completions in the order of the requests."""
@@ -170,70 +126,48 @@ class Engine:
         done = {e.key: e for e in self.run(numbered) if isinstance(e, Completion)}
         return [done[number]._replace(key=r.key) for number, r in enumerate(requests)]
 
-    def _advance(self, row: _Row, scores: Tensor) -> Iterator[Piece]:
-        room = self.context - len(row.request.ids)
-        # A table padded for speed has rows that stand for no token.
-        scores = scores[: self.tokenizer.vocab_size]
-        number = choose(scores, row.request.sampling, row.generator, row.seen())
-        text = row.push(number, room)
-        if text:
-            yield Piece(row.request.key, text)
+    @torch.inference_mode()
+    def explain(self, ids: list[int], begin: int, top: int) -> list[TokenLogprob]:
+        """The figures of ids[begin:], each given all before it, from one forward pass; `top`
+        alternatives each. Raises UsageError when there is nothing before `begin`, or more tokens
+        than the context holds."""
+        if len(ids) > self.context:
+            raise UsageError(
+                f"the text has {len(ids)} tokens and the model's context is {self.context}",
+                hint="shorten it",
+            )
+        if not 0 < begin <= len(ids):
+            raise UsageError(f"token {begin} of {len(ids)} follows from nothing")
+        found: list[TokenLogprob] = []
+        if begin == len(ids):
+            return found
+        with self._turnstile.between():
+            hidden = self.model(torch.tensor([ids[:-1]], device=self._device))[0, begin - 1 :]
+            step = max(1, _LOGITS_AT_ONCE // self.tokenizer.vocab_size)
+            for at in range(0, len(hidden), step):
+                chosen = ids[begin + at : begin + at + step]
+                found += describe(self.tokenizer, self._scores(hidden[at : at + step]), chosen, top)
+        return found
 
-    def _retire(self, live: list[_Row]) -> Iterator[Completion]:
-        """Report finished rows and close the gaps they leave in the cache."""
-        for place in reversed(range(len(live))):
-            if live[place].finish is None:
-                continue
-            row = live[place]
-            last = len(live) - 1
-            if place == 0 and last == 0:
-                self._resident = [*row.request.ids, *row.ids][: self._cache.lengths[0]]
-            if place != last:
-                self._cache.move(last, place)
-                live[place] = live[last]
-            live.pop()
-            yield row.completion()
+    def _scores(self, hidden: Tensor) -> Tensor:
+        """(N, C) → (N, V) float32 on the host; a table padded for speed has rows that stand for no
+        token, which are left out. All at once: each copy makes the host wait for a GPU."""
+        logits = self.model.logits(hidden)[:, : self.tokenizer.vocab_size]
+        return logits.float().cpu()
 
-    def _prefill(self, live: list[_Row], joined: list[_Row], reuse: bool) -> Tensor:
-        """Read the prompts of new rows (right-padded); logits of each prompt's last token."""
-        first, cache = len(live), self._cache
-        for place, row in enumerate(joined, first):
-            row.cached = self._common_prefix(row.request.ids) if reuse else 0
-            cache.lengths[place] = row.cached
-        if not live:
-            self._resident = []
-        prompts = [row.request.ids[row.cached :] for row in joined]
-        longest = max(map(len, prompts))
-        cache.reserve(max(row.cached for row in joined) + longest)
-        scores = []
-        step = max(1, _PREFILL_TOKENS // longest)
-        for begin in range(0, len(prompts), step):
-            part = prompts[begin : begin + step]
-            width = max(map(len, part))
-            ids = torch.tensor([p + [0] * (width - len(p)) for p in part], device=self._device)
-            hidden = self.model(ids, cache=cache.layers(first + begin, len(part)))
-            last = torch.tensor([len(p) - 1 for p in part], device=self._device)
-            scores.append(self.model.logits(hidden[torch.arange(len(part)), last]))
-        for place, prompt in enumerate(prompts, first):
-            cache.lengths[place] += len(prompt)
-        return torch.cat(scores)
+    def _forward(self, ids: list[list[int]], first: int) -> Tensor:
+        """Hidden states (R, T, C) of ids that continue cache rows first, first + 1, ..., which are
+        padded on the right; what padding leaves in the cache lies beyond the rows' lengths."""
+        width = max(map(len, ids))
+        self._cache.reserve(max(self._cache.lengths[first : first + len(ids)]) + width)
+        padded = [row + [0] * (width - len(row)) for row in ids]
+        tokens = torch.tensor(padded, device=self._device)
+        hidden: Tensor = self.model(tokens, cache=self._cache.layers(first, len(ids)))
+        return hidden
 
-    def _common_prefix(self, ids: list[int]) -> int:
-        """How many leading ids row 0 already holds; the last one is always computed."""
-        count = 0
-        for ours, theirs in zip(self._resident, ids[:-1], strict=False):
-            if ours != theirs:
-                break
-            count += 1
-        return count
 
-    def _decode(self, live: list[_Row]) -> Tensor:
-        """One more token for every live row; logits (rows, V)."""
-        cache = self._cache
-        cache.reserve(max(cache.lengths[: len(live)]) + 1)
-        ids = torch.tensor([[row.ids[-1]] for row in live], device=self._device)
-        hidden = self.model(ids, cache=cache.layers(0, len(live)))
-        for place in range(len(live)):
-            cache.lengths[place] += 1
-        scores: Tensor = self.model.logits(hidden[:, -1])
-        return scores
+def _chunk_of(model: GPT, device: torch.device) -> int:
+    if device.type != "cpu":
+        return _CHUNK_ON_GPU
+    tokens = int(_CHUNK_WORK / max(1, model.parameter_count()))
+    return max(_SMALLEST_CHUNK, min(_LARGEST_CHUNK, 1 << tokens.bit_length() >> 1))

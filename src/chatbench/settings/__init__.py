@@ -15,6 +15,7 @@ from chatbench.settings.training import (
     TrainSettings,
 )
 from chatbench.settings.use import (
+    MOST_SAMPLES,
     ChatSettings,
     DemoSettings,
     EvaluateSettings,
@@ -24,6 +25,7 @@ from chatbench.settings.use import (
 
 __all__ = [
     "LARGEST_SEED",
+    "MOST_SAMPLES",
     "ChatSettings",
     "DemoSettings",
     "EvaluateSettings",

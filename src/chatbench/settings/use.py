@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from msgspec import field
+from msgspec import Meta, field
 
-from chatbench.settings.base import LARGEST_SEED, Settings, flag
+from chatbench.settings.base import LARGEST_SEED, Settings, flag, knob
+
+MOST_SAMPLES = 1000
 
 
 class SamplingSettings(Settings):
@@ -24,6 +26,16 @@ class SamplingSettings(Settings):
     repetition_penalty: Annotated[
         float, flag("Above 1 makes repeats rarer", "--repeat-penalty", panel="Sampling", gt=0)
     ] = 1.0
+    presence_penalty: Annotated[
+        float, flag("Takes this from tokens already said", panel="Sampling", ge=-2, le=2)
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, flag("Takes this from tokens for each time said", panel="Sampling", ge=-2, le=2)
+    ] = 0.0
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Meta(ge=-100, le=100)]],
+        knob("Added to the scores of these tokens, given by id or text"),
+    ] = field(default_factory=dict)
     max_tokens: Annotated[
         int, flag("Longest reply", "-n", "--max-new-tokens", panel="Sampling", ge=1)
     ] = 256
@@ -33,6 +45,19 @@ class SamplingSettings(Settings):
     stop: Annotated[
         list[str], flag("End the reply before this text; repeatable", panel="Sampling")
     ] = field(default_factory=list)
+    logprobs: (
+        Annotated[
+            int,
+            flag("With --json and --jsonl: log-probabilities, and so many alternatives a token",
+                 panel="Sampling", ge=0, le=20),
+        ]
+        | None
+    ) = None  # fmt: skip
+    speculate: Annotated[
+        Literal["auto", "on", "off"],
+        knob("Guess several tokens from the text so far; auto: for the likeliest token alone, and"
+             " where it pays"),
+    ] = "auto"  # fmt: skip
 
 
 Quantize = Annotated[
@@ -76,13 +101,43 @@ class ChatSettings(Settings):
         | None
     ) = None
     system: Annotated[str, flag("System prompt", "-s", "--system-prompt")] | None = None
-    jsonl: Annotated[bool, flag("One JSON request a line in, one JSON reply a line out")] = False
+    json: Annotated[
+        bool,
+        flag("The reply as JSON: text, finish reason, usage, timings, seed", panel="Pipes"),
+    ] = False
+    jsonl: Annotated[
+        bool, flag("One JSON request a line in, one JSON reply a line out", panel="Pipes")
+    ] = False
+    samples: Annotated[
+        int,
+        flag(
+            "So many replies to each prompt, each with its own seed (-n is --max-tokens)",
+            "--n",
+            "--num-samples",
+            "--num-return-sequences",
+            panel="Pipes",
+            ge=1,
+            le=MOST_SAMPLES,
+        ),
+    ] = 1
+    out: (
+        Annotated[str, flag("With --jsonl: add the replies to this file", "-o", panel="Pipes")]
+        | None
+    ) = None
+    resume: Annotated[
+        bool, flag("With --out: leave out the ids that the file holds already", panel="Pipes")
+    ] = False
     raw: Annotated[bool, flag("Continue the text instead of answering (base models)")] = False
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     quantize: Quantize = "none"
     template: Template | None = None
-    batch_size: Annotated[int, flag("Requests computed at once with --jsonl", "-b", ge=1)] = 16
+    batch_size: Annotated[int, flag("Replies computed at once in a pipe", "-b", ge=1)] = 16
     history: Annotated[bool, flag("Keep what you type for the next time")] = True
+    save: Annotated[bool, flag("Keep conversations, as training data")] = True
+    continue_: Annotated[bool, flag("Go on with the newest conversation")] = False
+    session: (
+        Annotated[str, flag("Go on with the conversation of this name, or begin one")] | None
+    ) = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
 
 
