@@ -317,6 +317,9 @@ def test_what_is_printed_is_itself_an_input(run: Run, tmp_path: Path, verb: str)
         ("chat", ("--repeat-penalty", "1.5"), "sampling.repetition_penalty", 1.5),
         ("chat", ("--stop", "a", "--stop", "b"), "sampling.stop", ["a", "b"]),
         ("chat", ("--no-history",), "history", False),
+        ("chat", ("--continue",), "continue_", True),
+        ("chat", ("--no-save", "--session", "茶"), "save", False),
+        ("chat", ("--session", "茶"), "session", "茶"),
         ("evaluate", ("--limit", "5"), "max_examples", 5),
     ],
 )

@@ -18,7 +18,12 @@ CONTROLS = [chr(c) for c in (*range(0x20), 0x7F, *range(0x80, 0xA0))]
 BIDI = [c for c in map(chr, range(0x110000)) if unicodedata.bidirectional(c) in {
     "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}]  # fmt: skip
 MARKS = ["\u200e", "\u200f", "\u061c", "\u2028", "\u2029", "\ud800", "\udfff"]
-UNSAFE = frozenset([*CONTROLS, *BIDI, *MARKS]) - {"\n", "\t"}
+# Nobody sees them: soft hyphen, zero-width space, word joiner, byte order mark, tags, selectors.
+HIDDEN = [
+    "\xad", "\u180e", "\u200b", *map(chr, range(0x2060, 0x2070)), "\ufeff", "\ufff9", "\ufffb",
+    "\U0001d173", "\U000e0001", "\U000e0041", "\U000e007f", "\U000e0100", "\U000e01ef",
+]  # fmt: skip
+UNSAFE = frozenset([*CONTROLS, *BIDI, *MARKS, *HIDDEN]) - {"\n", "\t"}
 ORDINARY = "abc 09 {}[]<>|\\ 小店九点开门。，「」 éß ж あア 한 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 ☕️ \u3000\u00a0"
 
 
@@ -46,6 +51,7 @@ def test_escape_is_shown_as_its_picture() -> None:
     assert visible("\x7f\x00\r") == "␡␀␍"
     assert visible("\x9b") == "\\x9b"
     assert visible("\u202e") == "\\u202e"
+    assert visible("a\u200bb\U000e0041") == "a\\u200bb\\U000e0041"
 
 
 def test_ordinary_text_is_untouched() -> None:
@@ -56,7 +62,17 @@ def test_ordinary_text_is_untouched() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs", "Zl", "Zp"))))
 def test_text_without_controls_is_untouched(text: str) -> None:
-    assert visible(text) == text
+    assert visible(text) == "".join(console.escaped(c) if console.is_hidden(c) else c for c in text)
+
+
+def test_what_is_hidden_is_what_unicode_calls_ignorable() -> None:
+    """Every format character is shown by its number, but for joiners and marks one sees."""
+    seen = {
+        "\u200c", "\u200d", *map(chr, range(0x600, 0x606)), "\u06dd", "\u070f", "\u0890", "\u0891",
+        "\u08e2", "\U000110bd", "\U000110cd", *map(chr, range(0x13430, 0x13440)),
+    }  # fmt: skip
+    formats = {c for c in map(chr, range(0x110000)) if unicodedata.category(c) == "Cf"}
+    assert {c for c in formats if not console.is_hidden(c)} == formats & seen
 
 
 def test_people_read_stderr_and_no_markup_or_control_is_obeyed(

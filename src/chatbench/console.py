@@ -19,18 +19,23 @@ PLAIN_LINE_SECONDS = 10.0
 # Set in the environment of processes that share a job: they keep to one thread and stay silent.
 WORKER = "CHATBENCH_WORKER"
 
-# Unicode 16, general categories Cc and Cf that change how following text is drawn.
-_BIDI = frozenset(
-    map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
-)
+# Unicode 16, Cf and default ignorable: what turns the direction of the text around it, or is there
+# and not seen. Joiners and variation selectors 1 to 16 are not listed: emoji and several scripts
+# are spelt with them (see chat/display.py for those that join nothing).
+_HIDDEN = (
+    (0x00AD, 0x00AD), (0x061C, 0x061C), (0x180B, 0x180F), (0x200B, 0x200B), (0x200E, 0x200F),
+    (0x202A, 0x202E), (0x2060, 0x206F), (0xFEFF, 0xFEFF), (0xFFF0, 0xFFFB), (0x1BCA0, 0x1BCA3),
+    (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
+)  # fmt: skip
 _KEPT = frozenset("\n\t")
 
 
 def visible(text: str) -> str:
     """`text` with every control character drawn instead of obeyed; newline and tab stay.
 
-    C0 becomes its control picture (ESC is shown as ␛), C1, bidirectional overrides and line
-    separators become `\\x9b` or `\\u202e`. Safe at any split: no state is carried between calls.
+    C0 becomes its control picture (ESC is shown as ␛); C1, bidirectional controls, line separators
+    and characters that nobody sees become `\\x9b`, `\\u202e` or `\\U000e0041`. Safe at any split:
+    no state is carried between calls.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -45,9 +50,23 @@ def _visible_character(c: str) -> str:
         return chr(0x2400 + code)
     if code == 0x7F:
         return "␡"
-    if c in _BIDI or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp"):
-        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or is_hidden(c):
+        return escaped(c)
     return c
+
+
+def is_hidden(c: str) -> bool:
+    """Whether a character turns text around, or is in it without being seen."""
+    code = ord(c)
+    return code >= 0xAD and any(first <= code <= last for first, last in _HIDDEN)
+
+
+def escaped(c: str) -> str:
+    """A character by its number, as Python spells it."""
+    code = ord(c)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 @lru_cache(maxsize=1)

@@ -22,7 +22,8 @@ CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_w
 
 
 def _dashes(name: str) -> str:
-    return name.replace("_", "-")
+    """`learning_rate` → `learning-rate`, `continue_` → `continue`."""
+    return name.rstrip("_").replace("_", "-")
 
 
 def _long_names(known: dict[str, Leaf]) -> Callable[[str], str]:

@@ -117,7 +117,7 @@ def test_a_conversation_goes_as_in_transformers(
         assert done.prompt_tokens == len(ids)
         assert done.ids == list(takewhile(lambda n: n not in opened.tokenizer.stops, reply))
         # What a random model says may be no text.
-        session.messages[-1] = Message("assistant", "Yes. 有。")
+        list(session.edit(len(session.messages), "Yes. 有。"))
     lookalike = reply_prompt(opened.tokenizer, [Message("user", ASKED[2])])
     harmless = reply_prompt(opened.tokenizer, [Message("user", "What?")])
     controls = opened.tokenizer.control_ids

@@ -1,159 +1,171 @@
-"""The conversation on a terminal: prompt_toolkit in, streamed text out."""
+"""The conversation on a terminal: what is typed goes in, streamed text comes out."""
 
 from __future__ import annotations
 
-import os
 import signal
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import WordCompleter
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-from prompt_toolkit.key_binding import KeyBindings
-from prompt_toolkit.key_binding.key_processor import KeyPressEvent
+from types import FrameType
 
 from chatbench import console
-from chatbench.chat.commands import COMMANDS, Leave, run_command
+from chatbench.chat.commands import run_command
+from chatbench.chat.completing import completions
+from chatbench.chat.display import Reply, Screen, Shown, lay_out, screen
+from chatbench.chat.line_editor import LineEditor, edit_text, entered
 from chatbench.chat.session import ChatSession, Event, Forgotten
+from chatbench.chat.spoken import Draft, Leave
 from chatbench.engine.engine import Completion, Piece
 from chatbench.errors import ExitCode, UserError
 
-PROMPT = ">>> "
+STOPPED = "[stopped]"
+Events = Iterator[Event | Shown]
+
+
+_TERMINATED = 128 + signal.SIGTERM
+
+
+class _Ended(SystemExit):
+    """SIGTERM came. An event loop hands this kind on at once, whatever it is doing."""
+
+
+class Interrupts:
+    """While this is open, Ctrl-C sets a flag that the engine reads between tokens, and nothing
+    else: an exception inside a step would leave the cache out of step with the text."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __enter__(self) -> Interrupts:
+        self._previous = signal.signal(signal.SIGINT, self._ask)
+        self._end_before = signal.signal(signal.SIGTERM, _end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+        signal.signal(signal.SIGTERM, self._end_before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def asked(self) -> bool:
+        """Whether Ctrl-C was pressed since `forget`."""
+        return self._asked
+
+    def forget(self) -> None:
+        """What was pressed too late for the last reply does not stop the next one."""
+        self._asked = False
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End by way of everything that sets the terminal back; killed, it would stay without echo."""
+    raise _Ended
 
 
 def repl(session: ChatSession, *, keep_history: bool) -> int:
     """Talk until /exit, Ctrl-D, or Ctrl-C twice at an empty prompt; the exit code."""
-    line_editor = _line_editor(keep_history)
+    editor = LineEditor(lambda line: completions(line, session), keep_history=keep_history)
     console.say(f"{session.folder} · /help shows the commands, Ctrl-D leaves", style="dim")
-    interrupted = False
+    try:
+        with Interrupts() as interrupts:
+            return _converse(session, editor, interrupts)
+    except _Ended:
+        return _TERMINATED
+
+
+def _converse(session: ChatSession, editor: LineEditor, interrupts: Interrupts) -> int:
+    warned = False
     while True:
         try:
-            line = line_editor.prompt(PROMPT).strip()
+            line = editor.read(ready=interrupts.forget)
         except EOFError:
             return ExitCode.DONE
         except KeyboardInterrupt:
-            if interrupted:
+            if warned:
                 return ExitCode.INTERRUPTED
-            interrupted = True
+            warned = True
             console.say("Ctrl-C again leaves; so does Ctrl-D", style="dim")
             continue
-        interrupted = False
-        if not line:
-            continue
+        warned = False
         try:
-            _turn(session, line)
+            _turn(session, line, interrupts.asked)
         except Leave:
             return ExitCode.DONE
         except UserError as error:
             console.fail(str(error))
 
 
-def _turn(session: ChatSession, line: str) -> None:
-    with _stop_flag() as stopped:
-        if line.startswith("/") and not line.startswith("//"):
-            outcome = run_command(session, line)
-            if isinstance(outcome, str):
-                console.emit(console.visible(outcome))
-                return
-            if outcome is None:
-                return
-            events = outcome(stopped)
-        else:
-            text = line.removeprefix("/") if line.startswith("//") else line
-            events = session.send(text, stopped)
-        _print_reply(session, events, stopped)
+def _turn(session: ChatSession, line: str, stopped: Callable[[], bool]) -> None:
+    """Answer a message, or do what a command says."""
+    text, is_command = entered(line)
+    if not text:
+        return
+    if not is_command:
+        _talk(session, session.send(text, stopped))
+        return
+    outcome = run_command(session, text)
+    if isinstance(outcome, Draft):
+        _talk(session, _edited(session, outcome, stopped))
+    elif isinstance(outcome, str):
+        console.emit(console.visible(outcome))
+    elif isinstance(outcome, Shown):
+        console.emit(lay_out(outcome, screen()), end="")
+    elif outcome is not None:
+        _talk(session, outcome(stopped))
 
 
-def _print_reply(
-    session: ChatSession, events: Iterator[Event], stopped: Callable[[], bool]
-) -> None:
-    begun = time.monotonic()
-    first = None
-    for event in events:
-        if isinstance(event, Forgotten):
-            left = (
-                "exchange no longer fits and is"
-                if event.turns == 1
-                else "exchanges no longer fit and are"
-            )
-            console.say(f"the oldest {event.turns} {left} left out")
-        elif isinstance(event, Piece):
-            first = first if first is not None else time.monotonic() - begun
-            console.emit(console.visible(event.text), end="")
-        else:
-            console.emit(" [stopped]" if event.finish_reason == "cancelled" else "")
-            _print_figures(session, event, first or 0.0, time.monotonic() - begun)
+def _edited(session: ChatSession, draft: Draft, stopped: Callable[[], bool]) -> Events:
+    """The reply to what comes back from the editor; none when nothing was changed."""
+    text = edit_text(draft.text).strip()
+    if not text or (draft.number is not None and text == draft.text.strip()):
+        console.say("nothing was changed", style="dim")
+    elif draft.number is None:
+        yield from session.send(text, stopped)
+    else:
+        yield from session.edit(draft.number, text, stopped)
 
 
-def _print_figures(session: ChatSession, reply: Completion, first: float, total: float) -> None:
-    rate = len(reply.ids) / total if total else 0.0
+def _screen(session: ChatSession) -> Screen:
+    on = screen()
+    return on._replace(markdown=on.markdown and session.view.markdown)
+
+
+def _talk(session: ChatSession, events: Events) -> None:
+    """Show a reply while it is written. However it ends, the terminal has its own colours."""
+    reply: Reply | None = None
+    try:
+        for event in events:
+            if isinstance(event, Forgotten):
+                _say_forgotten(event)
+            elif isinstance(event, Shown):
+                console.emit(lay_out(event, screen()), end="")
+            else:
+                reply = reply or Reply(_write, _screen(session))
+                if isinstance(event, Piece):
+                    reply.feed(event.text)
+                    continue
+                reply.finish(STOPPED if event.finish_reason == "cancelled" else "")
+                reply = None
+                _say_figures(session, event)
+    finally:
+        if reply is not None:
+            reply.finish()
+
+
+def _write(text: str) -> None:
+    console.emit(text, end="")
+
+
+def _say_forgotten(event: Forgotten) -> None:
+    one = event.turns == 1
+    left = "exchange no longer fits and is" if one else "exchanges no longer fit and are"
+    console.say(f"the oldest {event.turns} {left} left out")
+
+
+def _say_figures(session: ChatSession, reply: Completion) -> None:
+    if session.view.quiet:
+        return
+    rate = len(reply.ids) / reply.seconds if reply.seconds else 0.0
     console.say(
-        f"    {len(reply.ids)} tokens · {rate:.0f} tok/s · first {1000 * first:.0f} ms · "
-        f"context {session.used}/{session.context}",
+        f"    {len(reply.ids)} tokens · {rate:.0f} tok/s · "
+        f"first {1000 * reply.first_seconds:.0f} ms · context {session.used}/{session.context}",
         style="dim",
     )
-
-
-@contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
-    """While a reply is written, Ctrl-C sets a flag that the engine reads between tokens."""
-    asked = False
-
-    def ask(*_: object) -> None:
-        nonlocal asked
-        asked = True
-
-    previous = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _line_editor(keep_history: bool) -> PromptSession[str]:
-    keys = KeyBindings()
-
-    @keys.add("enter")
-    def submit(event: KeyPressEvent) -> None:
-        event.current_buffer.validate_and_handle()
-
-    @keys.add("escape", "enter")
-    @keys.add("c-j")
-    def newline(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    return PromptSession(
-        history=_history(keep_history),
-        completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
-        complete_while_typing=False,
-        key_bindings=keys,
-        multiline=True,
-        prompt_continuation="... ",
-        enable_history_search=True,
-    )
-
-
-def history_path() -> Path:
-    """Where typed lines are kept: CHATBENCH_HOME, else XDG's state folder."""
-    home = os.environ.get("CHATBENCH_HOME")
-    if home:
-        return Path(home, "history")
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(state, "chatbench", "history")
-
-
-def _history(keep: bool) -> History:
-    if not keep:
-        return InMemoryHistory()
-    path = history_path()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
-        path.chmod(0o600)
-    except OSError:
-        console.notice(f"{path} cannot be written, so what you type is not kept")
-        return InMemoryHistory()
-    return FileHistory(str(path))
