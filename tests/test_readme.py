@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_readme_has_blocks_to_run() -> None:
     assert len(BLOCKS) == 5
-    assert sum(block.count("chatbench ") for block in BLOCKS) >= 13
+    assert sum(block.count("chatbench ") for block in BLOCKS) >= 20
 
 
 def test_the_blocks_run_one_after_another(desk: Path) -> None:
@@ -70,11 +71,30 @@ def test_the_blocks_run_one_after_another(desk: Path) -> None:
             capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    check_pipes(desk)
     rows = map(json.loads, (desk / "my-corpus" / "sources.jsonl").read_bytes().splitlines())
     (questions,) = (row for row in rows if row["path"] == "export/faq.csv")
     assert questions["read"] == 30
     assert not questions["failed"]
     assert questions["kept"] + sum(questions["dropped"].values()) == 30
+
+
+def check_pipes(desk: Path) -> None:
+    """What the section "In pipes" left behind is what it says."""
+
+    def read(name: str) -> Any:
+        return json.loads((desk / name).read_bytes())
+
+    assert (desk / "reply.txt").read_text(encoding="utf-8").endswith("\n")
+    reply = read("reply.json")
+    assert len(reply["logprobs"]["content"]) == reply["usage"]["completion_tokens"]
+    assert all(len(token["top_logprobs"]) == 2 for token in reply["logprobs"]["content"])
+    assert read("seven.json")["seed"] == 7
+    assert len(read("stories.json")) == 2
+    for name, ids in (("replies.jsonl", [1, 2]), ("answers.jsonl", ["q1", "q2", "q3", "q4"])):
+        rows = [json.loads(line) for line in (desk / name).read_bytes().splitlines()]
+        assert [row["id"] for row in rows] == ids
+        assert all("text" in row for row in rows)
 
 
 def test_every_flag_the_readme_names_exists() -> None:
@@ -95,7 +115,7 @@ def test_every_flag_the_readme_names_exists() -> None:
     known = {"--set", "--config", "--print-config", "--help", "--version", "--kernels"}
     for settings in every:
         for leaf in leaves(settings):
-            known.update(f"--{no}{leaf.name.replace('_', '-')}" for no in ("", "no-"))
+            known.update(f"--{no}{leaf.name.rstrip('_').replace('_', '-')}" for no in ("", "no-"))
             if leaf.meta is not None and leaf.meta.extra is not None:
                 known.update(leaf.meta.extra["names"])
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README))
