@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+# A shell that starts the tests behind an `&` makes them, and all they start, ignore SIGINT.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tiny tensors lose by a second thread, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,19 +41,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def heeding_interrupts() -> None:
-    """Tests that a shell started in the background ignore SIGINT, and so would their children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def started(
-    rows: Path, out: Path, preexec_fn: Callable[[], None] = heeding_interrupts
-) -> subprocess.Popen[bytes]:
+def started(rows: Path, out: Path, **options: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "chatbench", "preprocess", rows, "-o", out,
          "--vocab-size", str(VOCABULARY), "--no-profile"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=preexec_fn,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
     )  # fmt: skip
 
 
