@@ -91,6 +91,11 @@ def check_pipes(desk: Path) -> None:
     assert all(len(token["top_logprobs"]) == 2 for token in reply["logprobs"]["content"])
     assert read("seven.json")["seed"] == 7
     assert len(read("stories.json")) == 2
+    judged = read("judged.json")
+    assert judged["text"] == max(judged["choices"], key=lambda name: judged["choices"][name])
+    assert sum(judged["choices"].values()) == pytest.approx(1.0, abs=1e-5)
+    assert isinstance(read("price.json")["price"], int)
+    assert isinstance(read("any.json"), dict)
     for name, ids in (("replies.jsonl", [1, 2]), ("answers.jsonl", ["q1", "q2", "q3", "q4"])):
         rows = [json.loads(line) for line in (desk / name).read_bytes().splitlines()]
         assert [row["id"] for row in rows] == ids

@@ -20,14 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatbench.model.attention import AttentionSpec, LayerCache, Packing, Reach, attention
+from chatbench.engine.cache import KVCache
+from chatbench.engine.engine import Engine, Request
+from chatbench.engine.graphs import Graphs, Step, again, captured
+from chatbench.model.attention import AttentionSpec, Packing, Reach, attention
 from chatbench.model.head import linear_cross_entropy
 from chatbench.model.kernels import choice
 from chatbench.model.kernels.kinds import kind_of
 from chatbench.model.kernels.reference import reference_kernel
 from chatbench.model.kernels.task import Task
+from chatbench.model.quantize import weight_bytes
 from chatbench.model.transformer import GPT, ModelConfig, initialise
-from chatbench.settings import OptimSettings, TrainSettings
+from chatbench.settings import OptimSettings, SamplingSettings, TrainSettings
+from chatbench.text.tokenizer import Tokenizer, train_tokenizer
 from chatbench.train.compiling import as_trained
 from chatbench.train.likelihood import Likelihood
 from chatbench.train.objective import Batch
@@ -312,40 +317,56 @@ def parts(sizes: Sizes) -> None:
 
 @torch.inference_mode()
 def decoding(sizes: Sizes) -> None:
-    """One token for each row after a ragged cache, greedy; replayed as a CUDA graph as well."""
+    """One token for each row after a ragged cache, then whole replies with the host a step behind:
+    both with the engine's graphs and without."""
+    tokenizer = train_tokenizer(["tea 茶"], 300)
+    tokenizer.stops = frozenset()
     for name, config in sizes.decoding.items():
         model = GPT(config).to(DEVICE, DTYPE).eval()
         for rows in sizes.decoding_rows:
-            step = decode_step(model, config, rows, sizes.reach)
-            eager = median_seconds(step, sizes.rounds)
-            line = f"  {name} batch {rows}: eager {rows / eager:,.0f} tokens/s"
-            if GPU:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    step()
-                replayed = median_seconds(graph.replay, sizes.rounds)
-                read = 2 * model.parameter_count() / replayed / 1e12
-                line += f" · graph {rows / replayed:,.0f} tokens/s · weights {read:.2f} TB/s"
-            print(line)
+            one_step(f"  {name} batch {rows}", model, rows, sizes)
+            replies(f"  {name} batch {rows}", model, tokenizer, rows, sizes)
 
 
-def decode_step(model: GPT, config: ModelConfig, rows: int, reach: int) -> Callable[[], Tensor]:
-    """Rows of `reach` tokens, but every other holds three quarters of that."""
-    held = [reach if row % 2 == 0 else 3 * reach // 4 for row in range(rows)]
-    shape = (rows, reach + 1, config.n_kv_heads, config.head_dim)
-    stores = [
-        tuple(torch.randn(shape, device=DEVICE).to(DTYPE) for _ in range(2))
-        for _ in range(config.n_layers)
-    ]
-    lengths = torch.tensor(held, device=DEVICE)
-    ids = torch.randint(0, config.vocab_size, (rows, 1), device=DEVICE)
+def one_step(title: str, model: GPT, rows: int, sizes: Sizes) -> None:
+    """Every other row holds three quarters of what its neighbours hold."""
+    config, reach = model.config, sizes.reach
+    cache = KVCache(config, rows, DEVICE, DTYPE)
+    cache.reserve(reach + 1)
+    cache.lengths = [reach if row % 2 == 0 else 3 * reach // 4 for row in range(rows)]
+    for stored in cache.stores(rows):
+        for tensor in stored:
+            tensor.normal_()
+    for how, limits in (("greedy", None), ("drawn", (0.7, 50.0, 0.95, 0.0))):
+        step = Step(model, cache, rows, config.vocab_size, greedy=limits is None)
+        if limits is not None:
+            step.limits.copy_(torch.tensor(limits)[:, None, None])
+            step.uniforms.uniform_()
+        eager = median_seconds(step.compute, sizes.rounds)
+        replay = (captured if GPU else again)(step.compute, DEVICE, None)
+        replayed = median_seconds(replay, sizes.rounds)
+        read = weight_bytes(model) / replayed / 1e12
+        print(
+            f"{title} {how}: eager {rows / eager:,.0f} tokens/s · "
+            f"graph {rows / replayed:,.0f} tokens/s · weights {read:.2f} TB/s"
+        )
 
-    def step() -> Tensor:
-        shared = Reach(lengths, reach, held)
-        cache = [LayerCache(k, v, lengths, reach, shared) for k, v in stores]
-        return model.logits(model(ids, cache=cache))[:, -1].argmax(-1)
 
-    return step
+def replies(title: str, model: GPT, tokenizer: Tokenizer, rows: int, sizes: Sizes) -> None:
+    """Prompts of a quarter of the reach and drawn tokens up to it, the prompts' time included."""
+    new = 3 * sizes.reach // 4
+    settings = SamplingSettings(max_tokens=new, seed=0)
+    asked = [Request([7 + row] * (sizes.reach // 4), settings) for row in range(rows)]
+    spent = []
+    for ahead in (False, True):
+        engine = Engine(model, tokenizer, rows)
+        capture = captured if GPU else again
+        engine.graphs = (
+            Graphs(model, engine._cache, tokenizer.vocab_size, capture) if ahead else None
+        )
+        spent.append(median_seconds(lambda engine=engine: engine.complete(asked), 3))
+    eager, ahead = (rows * new / seconds for seconds in spent)
+    print(f"{title} replies: eager {eager:,.0f} tokens/s · a step ahead {ahead:,.0f} tokens/s")
 
 
 PARTS = {"numerics": numerics, "kernels": kernels, "parts": parts, "training": training,

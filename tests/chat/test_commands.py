@@ -6,18 +6,20 @@ import itertools
 import math
 import random
 import re
+import signal
 import stat
 from pathlib import Path
 
 import pytest
 import torch
 
-from chatbench.chat import sessions
+from chatbench.chat import commands_model, sessions
 from chatbench.chat.commands import COMMANDS, Draft, Leave, run_command
 from chatbench.chat.commands_model import explained, percent, token_spans
 from chatbench.chat.commands_settings import SHOWN
 from chatbench.chat.completing import completions
 from chatbench.chat.display import Shown, Span
+from chatbench.chat.interrupt import interruptible
 from chatbench.chat.preferences import preferences_path
 from chatbench.chat.session import ChatSession
 from chatbench.chat.sessions import sessions_folder
@@ -475,6 +477,27 @@ def test_why_tells_what_the_model_thought_of_its_own_reply(session: ChatSession)
         assert all(span.note.endswith("%") and span.style for span in spans[:end])
 
 
+@pytest.mark.parametrize(
+    ("chances", "listed"),
+    [((0.995, 0.9999, 1.0), []), ((0.2, 0.995, 0.98), ["a", "c"]), ((0.5,) * 7, list("abcde"))],
+)
+def test_why_lists_only_what_was_not_certain(
+    session: ChatSession, monkeypatch: pytest.MonkeyPatch, chances: tuple[float, ...],
+    listed: list[str],
+) -> None:  # fmt: skip
+    tokens = [
+        TokenLogprob(n, text, list(text.encode()), math.log(chance), [(99, "茶", -5.0)])
+        for n, (text, chance) in enumerate(zip("abcdefg", chances, strict=False))
+    ]
+    monkeypatch.setattr(commands_model, "explained", lambda _: tokens)
+    shown = run_command(session, "/why")
+    assert isinstance(shown, Shown)
+    text = "".join(span.text for span in shown.columns[0])
+    assert ("all certain" in text) == (not listed)
+    assert ("least certain:" in text) == bool(listed)
+    assert re.findall(r'^  "(.)"', text, re.M) == listed
+
+
 def test_the_figures_are_those_of_the_whole_text(session: ChatSession) -> None:
     """The slow twin: a softmax of the model's own logits, token by token."""
     session.sampling = SamplingSettings(max_tokens=6, temperature=1.0)
@@ -549,6 +572,39 @@ def test_compare_shows_the_reply_beside_that_of_another_model(
     assert list(session.others) == [str(base_run)]
     run_all(session, f"/compare {base_run}")
     assert len(session.others) == 1
+
+
+def test_ctrl_c_while_the_other_model_is_opened_leaves_nothing_of_it(
+    session: ChatSession, base_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(session.send("茶"))
+    pressed = []
+
+    def half(*given: object) -> OpenedModel:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it went on")
+
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+    try:
+        monkeypatch.setattr(commands_model, "open_model", half)
+        assert run_command(session, f"/compare {base_run}") == f"stopped; {base_run} was not opened"
+        assert session.others == {}
+        assert not pressed
+        signal.raise_signal(signal.SIGINT)
+        assert pressed, "outside it is a flag again"
+        monkeypatch.undo()
+        assert isinstance(run_all(session, f"/compare {base_run}")[-1], Shown)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ---- judgements

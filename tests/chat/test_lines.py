@@ -15,8 +15,9 @@ import pytest
 import torch
 from chat.piping import GREEDY, asker
 
-from chatbench.chat.asking import LONGEST_LINE, control_text, sample_seeds
+from chatbench.chat.asking import LONGEST_LINE, sample_seeds
 from chatbench.chat.lines import JsonLines, LineReader
+from chatbench.chat.prompting import control_text
 from chatbench.corpus.cleaning.stages import tagged
 from chatbench.corpus.document import Document
 from chatbench.engine.engine import Piece

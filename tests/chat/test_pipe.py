@@ -100,7 +100,7 @@ def test_json_tells_what_was_used_and_the_seed_repeats_it(
     assert row["finish_reason"] in ("stop", "length")
     usage, timings = row["usage"], row["timings"]
     assert set(usage) == {"prompt_tokens", "completion_tokens", "cached_tokens"}
-    assert 0 < usage["completion_tokens"] <= 12
+    assert 0 <= usage["completion_tokens"] <= 12
     assert usage["prompt_tokens"] > usage["cached_tokens"] == 0
     assert 0 < timings["first_seconds"] <= timings["seconds"]
     speed = usage["completion_tokens"] / timings["seconds"]
@@ -189,8 +189,10 @@ def test_an_interrupt_leaves_what_is_finished(
     import signal
 
     ours = asker(opened, replace(GREEDY, max_tokens=6), rows=1, samples=4)
+    answer(ours, "tea", as_json=True)
+    whole = json.loads(capsys.readouterr().out)[0]["text"]
     answer(ours, "tea")
-    whole = capsys.readouterr().out.split("\n\n")[0].strip("\n")
+    undisturbed = capsys.readouterr().out
     run = ours.engine.run
 
     def interrupting(*given: Any) -> Any:
@@ -208,7 +210,6 @@ def test_an_interrupt_leaves_what_is_finished(
     if as_json:
         assert [row["text"] for row in json.loads(shown)] == [whole, whole]
     else:
-        first, second, third = shown.split("\n\n")
-        assert (first, second) == (whole, whole)
-        assert whole.startswith(third.strip("\n"))
         assert shown.endswith("\n")
+        assert undisturbed.startswith(shown) or undisturbed.startswith(shown[:-1])
+        assert 2 * len(whole) < len(shown) < len(undisturbed)

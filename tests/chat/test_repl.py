@@ -239,7 +239,7 @@ def terminal_is_sane_after(child: pexpect.spawn, times: int, rng: random.Random)
 
 
 def test_interrupts_at_random_leave_the_terminal_sane(talk: Talk, rng: random.Random) -> None:
-    terminal_is_sane_after(talk("-n", "4000"), 40, rng)
+    terminal_is_sane_after(talk("-n", "4000"), 15, rng)
 
 
 @pytest.mark.slow

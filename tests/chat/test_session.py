@@ -523,9 +523,13 @@ def test_the_program_goes_on_where_it_was_left(base_run: Path, tmp_path: Path) -
         return child
 
     first = chat("--session", "茶话")
+    # What is typed before the prompt is there would end in a line feed, not in Enter.
+    prompt = r"\x1b\[\?2004h.*?>>>.*?\x1b\[\?25h"
     first.expect("/help shows")
+    first.expect(prompt)
     first.send("你好\r")
     first.expect("tok/s")
+    first.expect(prompt)
     first.send("/exit\r")
     first.expect(pexpect.EOF)
     first.close()
@@ -534,8 +538,10 @@ def test_the_program_goes_on_where_it_was_left(base_run: Path, tmp_path: Path) -
     assert (document.messages or ())[0] == Message("user", "你好")
     second = chat("--continue")
     second.expect("session 茶话, 2 messages")
+    second.expect(prompt)
     second.send("/show messages\r")
     second.expect("1 user: 你好")
+    second.expect(prompt)
     second.send("/exit\r")
     second.expect(pexpect.EOF)
     second.close()

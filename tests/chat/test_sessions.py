@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from chatbench.chat import sessions
-from chatbench.chat.session import opening_text
+from chatbench.chat.prompting import opening_text
 from chatbench.chat.sessions import SessionFile, Stored, decode, encode
 from chatbench.chat.tree import Conversation
 from chatbench.conversation import Message

@@ -299,6 +299,17 @@ def test_the_beginning_of_a_stop_string_is_shown_when_it_comes_to_nothing(
     assert done[0].finish_reason == "length"
 
 
+def test_what_was_held_back_for_a_stop_string_is_shown_when_the_reply_ends(
+    make_chain: Make, tokenizer: Tokenizer, rng: random.Random
+) -> None:
+    path = [tokenizer.encode(letter)[0] for letter in "abc"]
+    model = chain_along(make_chain, tokenizer, [*path, tokenizer.turn_end])
+    shown, done = split(
+        Engine(model, tokenizer).run([Request(path[:1], greedy(stop=["cd", "bcd"]))])
+    )
+    assert shown[0] == done[0].text == "bc"
+
+
 @pytest.mark.parametrize("end", ["turn_end", "end_of_text"])
 def test_each_end_token_ends_the_reply_and_is_not_part_of_it(
     make_chain: Make, tokenizer: Tokenizer, rng: random.Random, end: str

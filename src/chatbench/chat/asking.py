@@ -10,27 +10,33 @@ from typing import Any, NamedTuple
 import msgspec
 
 from chatbench import console
+from chatbench.chat.forms import FORM_KEYS, Form, Forms, Weighed, form_of
+from chatbench.chat.prompting import fit, oldest, opening_text, room_for
 from chatbench.conversation import Message, parse_messages
+from chatbench.engine.constraints import Choices
 from chatbench.engine.engine import Completion, Engine, Request
+from chatbench.engine.rows import check_limits
 from chatbench.errors import UsageError, did_you_mean
 from chatbench.settings import MOST_SAMPLES, SamplingSettings, replace
-from chatbench.text.template import reply_prompt
 from chatbench.text.tokenizer import Tokenizer
 
 LONGEST_LINE = 8 << 20
 # A seed that JSON readers with 53-bit numbers keep as it is.
 _SEEDS = 1 << 48
 _LEAST_LOGPROB = -9999.0
-_KNOWN = frozenset(("id", "prompt", "messages", "system", "tags", "n"))
+_ANY = Form()
+_KNOWN = frozenset(("id", "prompt", "messages", "system", "tags", "n")) | FORM_KEYS
 _SAMPLING = frozenset(SamplingSettings.__struct_fields__)
 
 
 class Asked(NamedTuple):
-    """One prompt: a request for each sample of its reply, or why there is none."""
+    """One prompt: a request for each sample of its reply, or why there is none; `dropped` of its
+    messages, the oldest, were too many for the context."""
 
     id: object
     requests: list[Request]
     error: str = ""
+    dropped: int = 0
 
 
 class Line(NamedTuple):
@@ -65,28 +71,12 @@ def json_line(value: object) -> str:
     return "".join(c if console.visible(c) == c else f"\\u{ord(c):04x}" for c in text)
 
 
-def control_text(tags: object) -> str:
-    """`{"style": "formal"}` → `style: formal`, one a line, as `preprocess --tag-column` taught it.
-
-    Raises UsageError for what is no plain value.
-    """
-    if not isinstance(tags, dict):
-        raise UsageError("tags is not an object of plain values")
-    lines = []
-    for column, value in tags.items():
-        if isinstance(value, dict | list):
-            raise UsageError(f"tag {column} is not a plain value")
-        said = "" if value is None else " ".join(str(value).split())
-        lines += [f"{column}: {said}"] if said else []
-    return "\n".join(lines)
-
-
 class Asker:
     """Makes requests of texts and lines, with what the command line said about all of them."""
 
     def __init__(
         self, engine: Engine, sampling: SamplingSettings, *, system: str | None = None,
-        raw: bool = False, samples: int = 1, model: str = "",
+        raw: bool = False, samples: int = 1, model: str = "", form: Form = _ANY,
     ) -> None:  # fmt: skip
         self.engine = engine
         self._tokenizer = engine.tokenizer
@@ -95,10 +85,14 @@ class Asker:
         self._raw = raw
         self._samples = samples
         self._model = model
+        self._form = form
+        self._forms = Forms(engine.tokenizer, raw=raw)
+        # Whoever asks for what cannot be is told at once.
+        self._forms.constraint(form)
 
     def text(self, text: str) -> Asked:
         """A text to answer, or to continue. Raises UsageError, as when it is too long."""
-        return Asked(None, self._requests({"prompt": text}))
+        return self._asked(None, {"prompt": text})
 
     def line(self, line: Line) -> Asked:
         """One JSON object with prompt or messages, an id, and its own sampling."""
@@ -108,11 +102,11 @@ class Asker:
             if row.get("id") is not None:
                 identity(row["id"])
                 id = row["id"]
-            return Asked(id, self._requests(row))
+            return self._asked(id, row)
         except (ValueError, RecursionError, UsageError) as error:
             return Asked(id, [], f"line {line.number}: {error}")
 
-    def _requests(self, row: dict[str, Any]) -> list[Request]:
+    def _asked(self, id: object, row: dict[str, Any]) -> Asked:
         own = {key: value for key, value in row.items() if key not in _KNOWN}
         for name in own.keys() - _SAMPLING:
             hint = did_you_mean(name, sorted(_KNOWN | _SAMPLING))
@@ -121,16 +115,25 @@ class Asker:
         if type(samples) is not int or not 1 <= samples <= MOST_SAMPLES:
             raise UsageError(f"n is not a number from 1 to {MOST_SAMPLES}")
         sampling = replace(self._sampling, **own)
-        ids, goes_on = self._ids(row)
-        requests = [
-            Request(ids, msgspec.structs.replace(sampling, seed=seed), goes_on=goes_on)
-            for seed in sample_seeds(sampling.seed, samples)
-        ]
+        form = form_of(row)
+        constraint = self._forms.constraint(self._form if form is None else form)
+        if isinstance(constraint, Choices):
+            constraint = Weighed(constraint.choices, self._tokenizer)
+        ids, dropped = self._prompt(row, sampling.max_tokens)
+        request = Request(ids, sampling, goes_on=self._goes_on(row), constraint=constraint)
         self.engine.check(ids, sampling)
-        return requests
+        check_limits(self._tokenizer, request, self.engine.context)
+        seeds = sample_seeds(sampling.seed, samples)
+        return Asked(id, [
+            request._replace(sampling=msgspec.structs.replace(sampling, seed=seed))
+            for seed in seeds
+        ], dropped=dropped)  # fmt: skip
 
-    def _ids(self, row: dict[str, Any]) -> tuple[list[int], bool]:
-        """The prompt, and whether it is a text to go on with."""
+    def _goes_on(self, row: dict[str, Any]) -> bool:
+        return self._raw and "messages" not in row
+
+    def _prompt(self, row: dict[str, Any], max_tokens: int) -> tuple[list[int], int]:
+        """Ids to continue, and how many messages were left out for them to fit."""
         if "messages" in row:
             if "prompt" in row:
                 raise UsageError("there are both prompt and messages", hint="leave one out")
@@ -140,21 +143,18 @@ class Asker:
         elif self._raw:
             if row.get("system") or row.get("tags"):
                 raise UsageError("a text that --raw continues has no system prompt and no tags")
-            return raw_prompt(self._tokenizer, row["prompt"]), True
+            return raw_prompt(self._tokenizer, row["prompt"]), 0
         else:
             messages = [Message("user", row["prompt"])]
         system = row.get("system", self._system)
         if not isinstance(system, str | None):
             raise UsageError("system is not a text")
-        if system and messages[0].role != "system":
-            messages.insert(0, Message("system", system))
-        control = control_text(row.get("tags") or {})
-        if control and messages[0].role == "system":
-            said = f"{messages[0].content.strip()}\n\n{control}"
-            messages[0] = Message("system", said)
-        elif control:
-            messages.insert(0, Message("system", control))
-        return reply_prompt(self._tokenizer, messages), False
+        given = messages.pop(0) if messages[0].role == "system" else None
+        text = opening_text(given.content if given else system, row.get("tags") or {})
+        opening = [Message("system", text or "")] if text or given else []
+        room = room_for(self.engine.context, max_tokens)
+        ids, forgotten = fit(self._tokenizer, opening, messages, room)
+        return ids, oldest(messages, forgotten)
 
     def told(self, request: Request, completion: Completion) -> dict[str, Any]:
         """What --json tells of one reply."""
@@ -175,6 +175,8 @@ class Asker:
             "seed": request.sampling.seed,
             "model": self._model,
         }
+        if isinstance(request.constraint, Weighed):
+            row["choices"] = request.constraint.shares()
         if completion.logprobs is not None:
             row["logprobs"] = self._logprobs(completion)
         return row

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from chatbench.chat.display import Shown, Span, bucket
+from chatbench.chat.interrupt import interruptible
 from chatbench.chat.preferences import Judged, preferences_path, record
 from chatbench.chat.session import ChatSession
 from chatbench.chat.spoken import Reply, typed_path, whole_number
@@ -17,6 +18,8 @@ from chatbench.model.folder import OpenedModel, open_model
 from chatbench.text.template import reply_prompt
 
 LEAST_CERTAIN = 5
+# What is told as 99 % or more left no real choice.
+_CERTAIN = math.log(0.985)
 ALTERNATIVES = 4
 
 
@@ -29,8 +32,9 @@ def why(session: ChatSession, argument: str) -> Reply:
     if not tokens:
         raise UsageError("the last reply is empty", hint="/retry answers anew")
     spans = token_spans(tokens)
-    spans.append(Span("\n\nleast certain:\n", "dim"))
-    for token in sorted(tokens, key=lambda t: t.logprob)[:LEAST_CERTAIN]:
+    unsure = sorted((t for t in tokens if t.logprob < _CERTAIN), key=lambda t: t.logprob)
+    spans.append(Span("\n\nleast certain:\n" if unsure else "\n\nall certain\n", "dim"))
+    for token in unsure[:LEAST_CERTAIN]:
         spans += _alternatives(token)
     return Shown([spans], [f"{len(tokens)} tokens by probability"])
 
@@ -114,7 +118,11 @@ def compare(session: ChatSession, argument: str) -> Reply:
     if not argument:
         raise UsageError("/compare needs a model folder", hint="/compare runs/other")
     turn = session.conversation.last_reply()
-    other = _other(session, argument)
+    try:
+        with interruptible():
+            other = _other(session, argument)
+    except KeyboardInterrupt:
+        return f"stopped; {argument} was not opened"
 
     def talk(cancelled: Callable[[], bool]) -> Iterator[Completion | Shown]:
         said = session.conversation.messages(turn.parent)

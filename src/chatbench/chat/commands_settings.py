@@ -176,8 +176,8 @@ def tokens(session: ChatSession) -> str:
 
 
 def _spelled(data: bytes) -> str:
-    """A token's text; bytes that are no whole character as \\xNN."""
-    return data.decode("utf-8", errors="backslashreplace")
+    """A token's text on one line; bytes that are no whole character as \\xNN."""
+    return data.decode("utf-8", errors="backslashreplace").replace("\n", "\\n")
 
 
 def messages(session: ChatSession) -> str:

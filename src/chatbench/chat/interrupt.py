@@ -1,4 +1,5 @@
-"""Ctrl-C in a pipe: what is finished is written before the program ends."""
+"""Ctrl-C: in a pipe what is finished is written before the program ends; what only loads ends at
+once."""
 
 from __future__ import annotations
 
@@ -52,3 +53,29 @@ class Interrupt:
     def raise_if_asked(self) -> None:
         if self.asked:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt in here, once, whatever it does outside. For what leaves
+    nothing behind when it is broken off. A SIGINT that is ignored, and other threads, are left
+    alone."""
+    before = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or before is None or before == signal.SIG_IGN:
+        yield
+        return
+    inside = True
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal inside
+        if inside:
+            inside = False
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        inside = False
+        signal.signal(signal.SIGINT, before)

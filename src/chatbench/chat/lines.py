@@ -8,6 +8,7 @@ from collections import Counter, deque
 
 from chatbench import console
 from chatbench.chat.asking import LONGEST_LINE, Asked, Asker, Line, identity, json_line
+from chatbench.chat.forms import drawn
 from chatbench.chat.interrupt import Interrupt
 from chatbench.chat.replies import ReplyFile
 from chatbench.engine.engine import Completion, Request
@@ -132,7 +133,8 @@ class JsonLines:
                     break
                 self._ask(line)
             self._write()
-            return [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+            ready = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+            return [drawn(self._engine, request) for request in ready]
 
         for event in self._engine.run([], lambda: interrupt.asked, arriving):
             if isinstance(event, Completion) and event.finish_reason != "cancelled":
@@ -184,5 +186,6 @@ class JsonLines:
             {"id": asked.id}
             | ({"index": index, "n": count} if count > 1 else {})
             | self._asker.told(request, entry.replies[index])
+            | ({"dropped_turns": asked.dropped} if asked.dropped else {})
             for index, request in enumerate(asked.requests)
         ]

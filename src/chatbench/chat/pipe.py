@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from chatbench import console
 from chatbench.chat.asking import Asker, json_line
+from chatbench.chat.forms import drawn
 from chatbench.chat.interrupt import Interrupt
 from chatbench.engine.engine import Completion, Piece, Request
 from chatbench.errors import ExitCode
@@ -30,7 +31,7 @@ def _as_text(asker: Asker, requests: list[Request], interrupt: Interrupt) -> Non
     held = {request.key: "" for request in requests}
     ended: set[int] = set()
     shown = 0
-    for event in asker.engine.run(requests, lambda: interrupt.asked):
+    for event in asker.engine.run(_drawn(asker, requests), lambda: interrupt.asked):
         if isinstance(event, Piece):
             if event.key == shown:
                 console.emit(console.visible(event.text), end="")
@@ -48,9 +49,13 @@ def _as_text(asker: Asker, requests: list[Request], interrupt: Interrupt) -> Non
 
 def _as_json(asker: Asker, requests: list[Request], interrupt: Interrupt) -> None:
     done: dict[int, Completion] = {}
-    for event in asker.engine.run(requests, lambda: interrupt.asked):
+    for event in asker.engine.run(_drawn(asker, requests), lambda: interrupt.asked):
         if isinstance(event, Completion) and event.finish_reason != "cancelled":
             done[event.key] = event
     rows = [asker.told(requests[key], done[key]) for key in sorted(done)]
     if rows:
         console.emit(json_line(rows[0] if len(requests) == 1 else rows))
+
+
+def _drawn(asker: Asker, requests: list[Request]) -> list[Request]:
+    return [drawn(asker.engine, request) for request in requests]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import msgspec
 
 from chatbench import console
 from chatbench.chat import sessions
+from chatbench.chat.prompting import fit, opening_text, room_for
 from chatbench.chat.sessions import SessionFile, Stored
 from chatbench.chat.tree import Conversation, Turn
 from chatbench.conversation import Message, as_json
@@ -46,15 +47,6 @@ class Trace(NamedTuple):
     turn: int
     prompt: list[int]
     reply: list[int]
-
-
-def opening_text(system: str | None, tags: Mapping[str, str]) -> str | None:
-    """The system turn: the prompt and below it the tags as control text, `style: formal` a line,
-    as a corpus with tag columns has them. None when there is neither."""
-    control = "\n".join(f"{name}: {value}" for name, value in tags.items())
-    if control and system and system.strip():
-        return f"{system.strip()}\n\n{control}"
-    return control or system or None
 
 
 def _never() -> bool:
@@ -175,27 +167,20 @@ class ChatSession:
 
     def room(self) -> int:
         """Tokens a prompt may have, so that there is room for a reply."""
-        return self.context - min(self.sampling.max_tokens, self.context // 4)
+        return room_for(self.context, self.sampling.max_tokens)
 
     def fit(self, messages: list[Message], out: int = 0) -> tuple[list[int], int]:
-        """Ids to continue, and how many old exchanges had to be left out to leave room.
-
-        `out` of them are out already and stay so, for then the cache holds the beginning. Raises
-        UsageError when the last message alone is too long.
-        """
+        """Ids to continue, and how many old exchanges had to be left out to leave room for a reply;
+        `out` of them are out already. Raises UsageError when the last message alone is too long."""
         room = self.room()
-        starts = [n for n, message in enumerate(messages) if message.role == "user"]
-        ids: list[int] = []
-        for forgotten, start in list(enumerate(starts))[min(out, len(starts) - 1) :]:
-            left = messages[start:] if forgotten else messages
-            ids = reply_prompt(self._tokenizer, [*self.opening(), *left])
-            if len(ids) <= room:
-                return ids, forgotten
-        raise UsageError(
-            f"the message takes {len(ids)} tokens; with room for a reply, "
-            f"{room} of the model's context of {self.context} are left",
-            hint="shorten it",
-        )
+        ids, forgotten = fit(self._tokenizer, self.opening(), messages, room, out)
+        if len(ids) > room:
+            raise UsageError(
+                f"the message takes {len(ids)} tokens; with room for a reply, "
+                f"{room} of the model's context of {self.context} are left",
+                hint="/read none takes the files out" if self.attached else "shorten it",
+            )
+        return ids, forgotten
 
     # ---- moving in the tree
 

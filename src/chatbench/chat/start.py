@@ -12,6 +12,7 @@ from chatbench.settings import ChatSettings
 
 if TYPE_CHECKING:
     from chatbench.chat.asking import Asker
+    from chatbench.chat.forms import Form
     from chatbench.model.folder import OpenedModel
 
 
@@ -68,8 +69,15 @@ def _asker(settings: ChatSettings, opened: OpenedModel) -> Asker:
     rows = settings.batch_size if settings.jsonl else min(settings.batch_size, settings.samples)
     return Asker(
         Engine(opened.model, opened.tokenizer, rows), settings.sampling, system=settings.system,
-        raw=settings.raw, samples=settings.samples, model=settings.model,
+        raw=settings.raw, samples=settings.samples, model=settings.model, form=_form(settings),
     )  # fmt: skip
+
+
+def _form(settings: ChatSettings) -> Form:
+    from chatbench.chat.forms import Form, read_schema
+
+    schema = None if settings.json_schema is None else read_schema(settings.json_schema)
+    return Form(tuple(settings.choice), schema)
 
 
 def _answer_lines(settings: ChatSettings, opened: OpenedModel) -> int:
@@ -106,6 +114,8 @@ def _check(settings: ChatSettings) -> None:
         raise UsageError("--continue and --session name two conversations", hint="leave one out")
     if settings.raw and settings.system is not None and not settings.jsonl:
         raise UsageError("a text that --raw continues has no --system prompt", hint="leave it out")
+    if settings.choice and settings.json_schema is not None:
+        raise UsageError("--choice and --json-schema ask for two forms", hint="leave one out")
     if settings.sampling.logprobs is not None and not (settings.json or settings.jsonl):
         raise UsageError("--logprobs are told in JSON only", hint="add --json or --jsonl")
 
@@ -124,9 +134,12 @@ def _prompt(settings: ChatSettings) -> str | None:
         return text.encode("utf-8", errors="replace").decode("utf-8")
     if piped or settings.raw or settings.prompt is not None:
         raise UsageError("there is no text to answer", hint="give -p TEXT or pipe text in")
-    if settings.json or settings.samples > 1:
-        what = "--json" if settings.json else "--samples"
-        raise UsageError(f"{what} needs a prompt", hint="give -p TEXT or pipe text in")
+    for name, given in (
+        ("--json", settings.json), ("--samples", settings.samples > 1),
+        ("--choice", settings.choice), ("--json-schema", settings.json_schema),
+    ):  # fmt: skip
+        if given:
+            raise UsageError(f"{name} needs a prompt", hint="give -p TEXT or pipe text in")
     if not console.stdout_is_terminal():
         raise UsageError("a conversation needs a terminal", hint="give -p TEXT or pipe text in")
     return None

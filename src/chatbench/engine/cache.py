@@ -64,6 +64,11 @@ class KVCache:
             for k, v in zip(self._keys, self._values, strict=True)
         ]
 
+    def stores(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the first rows to their full capacity, for each layer: (count,
+        capacity, K, D). They are the cache's until `capacity` changes."""
+        return [(k[:count], v[:count]) for k, v in zip(self._keys, self._values, strict=True)]
+
     def move(self, source: int, target: int) -> None:
         """Copy one row over another."""
         self.copy(source, target, self.lengths[source])

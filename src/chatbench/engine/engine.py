@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from chatbench.engine.cache import KVCache
+from chatbench.engine.graphs import Graphs
 from chatbench.engine.prefixes import Places
 from chatbench.engine.rows import (
     Completion,
@@ -17,12 +18,13 @@ from chatbench.engine.rows import (
     Piece,
     Request,
     TokenLogprob,
-    allowed_ids,
     bias_by_id,
+    check_limits,
     describe,
 )
 from chatbench.engine.shift import Shift
 from chatbench.engine.speculation import Cost
+from chatbench.engine.step import Stepper
 from chatbench.engine.turnstile import Turnstile
 from chatbench.errors import UsageError
 from chatbench.model.quantize import QuantizedLinear
@@ -62,15 +64,20 @@ class Engine:
         self._cache = KVCache(model.config, max_rows, weight.device, weight.dtype)
         self._places = Places(self._cache, self.context, max_rows)
         self._turnstile = Turnstile()
+        on_gpu = weight.device.type == "cuda"
+        self.graphs = Graphs(model, self._cache, tokenizer.vocab_size) if on_gpu else None
+        self._stepper: Stepper | None = None
         # Where several tokens are rounded otherwise than one by one, guesses could change a reply.
         self._rounds_finely = weight.dtype in (torch.float32, torch.float64) and not any(
             isinstance(module, QuantizedLinear) for module in model.modules()
         )
 
     def forget(self) -> None:
-        """Drop all beginnings, as is due when the weights have changed."""
+        """Drop all beginnings and graphs, as is due when the weights have changed."""
         with self._turnstile.between():
             self._places = Places(self._cache, self.context, self._max_rows)
+            if self.graphs is not None:
+                self.graphs.forget()
 
     def check(self, ids: list[int], sampling: SamplingSettings | None = None) -> None:
         """Raise UsageError when a prompt leaves no room for a reply, or a logit bias names what is
@@ -102,10 +109,12 @@ class Engine:
         waiting = list(requests)
         for request in waiting:
             self.check(request.ids, request.sampling)
-            allowed_ids(self.tokenizer, request)
+            check_limits(self.tokenizer, request, self.context)
         began = perf_counter()
         mine = self._turnstile.enter()
         try:
+            # Between two runs a layer may have been put in another's place.
+            self._stepper = None
             shift = Shift(self, waiting, began)
             while True:
                 if arriving is not None and shift.free > 0:
@@ -154,6 +163,15 @@ class Engine:
         token, which are left out. All at once: each copy makes the host wait for a GPU."""
         logits = self.model.logits(hidden)[:, : self.tokenizer.vocab_size]
         return logits.float().cpu()
+
+    def _next(self, ids: list[int]) -> Tensor:
+        """Logits (R, V) as `_scores` gives them after one more id of each of the first R rows."""
+        if self._stepper is None:
+            self._stepper = Stepper(self.model, self._cache)
+        logits = self._stepper.next(ids)
+        if logits is not None:
+            return logits[:, : self.tokenizer.vocab_size]
+        return self._scores(self._forward([[number] for number in ids], 0)[:, -1])
 
     def _forward(self, ids: list[list[int]], first: int) -> Tensor:
         """Hidden states (R, T, C) of ids that continue cache rows first, first + 1, ..., which are

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from chatbench.engine.constraints import Constraint, require_room
 from chatbench.engine.sampling import Adjustment
 from chatbench.engine.speculation import Lookup
 from chatbench.errors import UsageError
@@ -20,13 +21,15 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Request(NamedTuple):
     """`ids` to continue; `key` is handed back with every event. `goes_on`: the new text is the
     middle of a text, not the beginning of a reply, so its first space belongs to it. `allowed`:
-    the only ids that may be said; a reply that is to end by itself needs an end token there."""
+    the only ids that may be said; a reply that is to end by itself needs an end token there.
+    `constraint`: what the reply as a whole may be; it ends by itself when it is whole."""
 
     ids: list[int]
     sampling: SamplingSettings
     key: int = 0
     goes_on: bool = False
     allowed: frozenset[int] | None = None
+    constraint: Constraint | None = None
 
 
 class TokenLogprob(NamedTuple):
@@ -79,8 +82,9 @@ class Row:
         self.finish: FinishReason | None = None
         self.logprobs: list[TokenLogprob] | None = None if sampling.logprobs is None else []
         self.adjustment = Adjustment(
-            sampling, request.ids, bias_by_id(tokenizer, sampling), allowed_ids(tokenizer, request)
-        )
+            sampling, request.ids, bias_by_id(tokenizer, sampling),
+            allowed_ids(tokenizer, request), request.constraint,
+        )  # fmt: skip
         self.lookup: Lookup | None = None
         self._began = began
         self._first: float | None = None
@@ -106,6 +110,9 @@ class Row:
         fresh = self._decoder.push(number)
         if len(self.ids) >= min(self.request.sampling.max_tokens, room):
             self.finish = "length"
+        if self.adjustment.ended:
+            # Closed early for want of tokens, it is whole and yet not what it might have been.
+            self.finish = "length" if self.adjustment.pressed else "stop"
         return self._release(fresh)
 
     def _release(self, fresh: str) -> str:
@@ -136,6 +143,21 @@ class Row:
             self.request.key, self.ids, self.text, reason, len(self.request.ids), self.cached,
             self.logprobs, first, seconds,
         )  # fmt: skip
+
+
+def check_limits(tokenizer: Tokenizer, request: Request, context: int) -> None:
+    """Raise UsageError for limits that no reply can keep to."""
+    allowed_ids(tokenizer, request)
+    if request.constraint is None:
+        return
+    if request.allowed is not None:
+        raise UsageError("tokens are limited in two ways", hint="leave allowed or constraint out")
+    if any(request.sampling.stop):
+        raise UsageError(
+            "stop would cut off a reply of a fixed form", hint="leave it out; it ends by itself"
+        )
+    room = min(request.sampling.max_tokens, context - len(request.ids))
+    require_room(request.constraint, room)
 
 
 def allowed_ids(tokenizer: Tokenizer, request: Request) -> frozenset[int] | None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from chatbench.engine.constraints import Constraint
 from chatbench.settings import SamplingSettings
 
 # top_p without top_k looks at so many tokens first, and at four times as many until they do.
@@ -27,7 +28,8 @@ class Adjustment:
 
     In this order: the repetition penalty over prompt and reply (Keskar et al. 2019, CTRL), presence
     and frequency penalties over the reply (OpenAI's: score - presence·[said] - frequency·times),
-    logit bias, the tokens allowed.
+    logit bias, the tokens allowed, those the constraint allows. `ended`: it lets nothing follow;
+    `pressed`: for want of tokens the likeliest was left out.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Adjustment:
         prompt: Sequence[int] = (),
         bias: Mapping[int, float] | None = None,
         allowed: frozenset[int] | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self._repetition = sampling.repetition_penalty
         self._presence = sampling.presence_penalty
@@ -46,7 +49,10 @@ class Adjustment:
         repeats = self._repetition != 1.0
         self._seen: dict[int, None] | None = dict.fromkeys(prompt) if repeats else None
         self._counting = self._presence != 0.0 or self._frequency != 0.0
-        limited = bool(self._bias) or self._allowed is not None
+        self._constraint = constraint
+        self._state = None if constraint is None else constraint.begin()
+        self.ended = self.pressed = False
+        limited = bool(self._bias) or self._allowed is not None or constraint is not None
         self.needed = repeats or self._counting or limited
 
     def take(self, number: int) -> None:
@@ -55,9 +61,12 @@ class Adjustment:
             self._seen[number] = None
         if self._counting:
             self._counts[number] = self._counts.get(number, 0) + 1
+        if self._constraint is not None:
+            self._state = self._constraint.after(self._state, number)
+            self.ended = self._constraint.ended(self._state)
 
-    def apply(self, scores: Tensor) -> None:
-        """Change scores (V,) float32 in place."""
+    def apply(self, scores: Tensor, left: int = 0) -> None:
+        """Change scores (V,) float32 in place; `left` more tokens may be said."""
         if self._seen:
             _penalise(scores, torch.tensor(list(self._seen)), self._repetition)
         if self._counts:
@@ -70,6 +79,11 @@ class Adjustment:
             kept = scores[self._allowed]
             scores.fill_(-math.inf)
             scores[self._allowed] = kept
+        if self._constraint is not None:
+            mask = self._constraint.mask(self._state, left)
+            cut = -math.inf if mask.cut is None else float(scores[mask.cut].max())
+            scores.masked_fill_(mask.forbidden, -math.inf)
+            self.pressed = self.pressed or cut > float(scores.max())
 
 
 def choose(logits: Tensor, sampling: SamplingSettings, generator: torch.Generator,

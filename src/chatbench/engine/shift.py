@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from chatbench.engine.graphs import Ahead, plain
 from chatbench.engine.prefixes import WORTH, common
-from chatbench.engine.rows import Completion, Piece, Request, Row, allowed_ids, describe
+from chatbench.engine.rows import Completion, Piece, Request, Row, check_limits, describe
 from chatbench.engine.sampling import choose_rows
 from chatbench.engine.speculation import MOST, Lookup
 
@@ -34,6 +35,7 @@ class Shift:
         self._waiting = deque((request, began) for request in waiting)
         self._speaking: list[Row] = []
         self._reading: list[Row] = []
+        self._ahead: Ahead | None = None
         self._lasting = len(self._waiting) == 1
         self._has_read = False
         self._opening = True
@@ -52,7 +54,7 @@ class Shift:
         """Requests that came later; their time begins now."""
         for request in requests:
             self._engine.check(request.ids, request.sampling)
-            allowed_ids(self._engine.tokenizer, request)
+            check_limits(self._engine.tokenizer, request, self._engine.context)
             self._waiting.append((request, perf_counter()))
 
     def cancel(self) -> Iterator[Completion]:
@@ -60,7 +62,7 @@ class Shift:
         waiting = [Row(r, self._engine.tokenizer, began) for r, began in self._waiting]
         rows = [*self._speaking, *self._reading, *waiting]
         self._waiting.clear()
-        self._speaking, self._reading = [], []
+        self._speaking, self._reading, self._ahead = [], [], None
         for row in rows:
             row.finish = "cancelled"
             yield row.completion()
@@ -73,7 +75,7 @@ class Shift:
         self._opening = self._opening and bool(self._reading)
         if self._reading and (self._opening or not self._speaking or not self._has_read):
             self._has_read = True
-            events = self._read()
+            events = self._settle() + self._read()
         else:
             self._has_read = False
             events = self._speak()
@@ -143,25 +145,82 @@ class Shift:
     def _speak(self) -> list[Piece | Completion]:
         """One more token of every row that speaks, and more where guesses come true."""
         engine, rows = self._engine, self._speaking
+        if self._goes_ahead():
+            return self._speak_ahead()
         began = perf_counter()
         guesses = self._guesses()
         parts = [[row.ids[-1], *guess] for row, guess in zip(rows, guesses, strict=True)]
-        hidden = engine._forward(parts, 0)
         if not any(guesses):
+            scores = engine._next([part[0] for part in parts])
             for place, part in enumerate(parts):
                 self._places.extend(place, part)
-            events = self._choose(rows, engine._scores(hidden[:, -1]))
+            events = self._choose(rows, scores)
         else:
+            hidden = engine._forward(parts, 0)
             scores = engine._scores(hidden.flatten(0, 1)).view(*hidden.shape[:2], -1)
             events = []
             for place, part in enumerate(parts):
                 events += self._verify(place, part, scores[place])
         if len(rows) == 1:
-            engine.cost.step(hidden.shape[1], perf_counter() - began)
+            engine.cost.step(len(parts[0]), perf_counter() - began)
         return events
 
+    def _goes_ahead(self) -> bool:
+        """Whether the device writes by itself: it can, and no row needs the host for a token."""
+        graphs, rows = self._engine.graphs, self._speaking
+        if self._ahead is not None and not self._ahead.pending and not self._ahead.has_room:
+            self._ahead = None
+        if self._ahead is None and graphs is not None and graphs.usable:
+            bare = not any(row.adjustment.needed or self._may_guess(row) for row in rows)
+            if bare and all(plain(row.request.sampling) for row in rows):
+                self._ahead = graphs.begin(rows)
+        return self._ahead is not None
+
+    def _speak_ahead(self) -> list[Piece | Completion]:
+        """One more token of every row, while the device computes the next. A row that ends was
+        computed once too often, and the others say what they are ahead by."""
+        ahead, rows = self._ahead, self._speaking
+        assert ahead is not None
+        assert ahead.rows == rows
+        if not ahead.pending:
+            ahead.launch()
+        if ahead.has_room and not self._reading and all(self._room(row) > 1 for row in rows):
+            ahead.launch()
+        events = self._take(ahead)
+        return events + self._settle() if any(row.finish for row in rows) else events
+
+    def _take(self, ahead: Ahead) -> list[Piece | Completion]:
+        """Say the oldest tokens that the device has chosen."""
+        events: list[Piece | Completion] = []
+        for place, (row, number) in enumerate(zip(ahead.rows, ahead.read(), strict=True)):
+            if row.finish is None:
+                self._places.extend(place, row.ids[-1:])
+                events += self._say(row, number)
+        return events
+
+    def _settle(self) -> list[Piece | Completion]:
+        """Say all that the device is ahead by; then rows may come and go."""
+        events: list[Piece | Completion] = []
+        while self._ahead is not None and self._ahead.pending:
+            events += self._take(self._ahead)
+        self._ahead = None
+        return events
+
+    def _room(self, row: Row) -> int:
+        """How many tokens a row may still say."""
+        room = self._engine.context - len(row.request.ids)
+        return min(row.request.sampling.max_tokens, room) - len(row.ids)
+
+    def _may_guess(self, row: Row) -> bool:
+        if row.request.constraint is not None:
+            return False
+        sampling = row.request.sampling
+        alone = len(self._speaking) == 1
+        likeliest = sampling.temperature == 0 and self._engine._rounds_finely
+        return sampling.speculate == "on" or (sampling.speculate == "auto" and alone and likeliest)
+
     def _guesses(self) -> list[list[int]]:
-        engine, alone = self._engine, len(self._speaking) == 1
+        engine = self._engine
         lengths = self._cache.lengths[: len(self._speaking)]
         # Padding reaches as far as the longest guess, in rows without one as well.
         room = min(MOST, engine.context - max(lengths) - 1)
@@ -169,14 +228,8 @@ class Shift:
         for row in self._speaking:
             sampling = row.request.sampling
             always = sampling.speculate == "on"
-            wanted = always or (
-                sampling.speculate == "auto"
-                and alone
-                and sampling.temperature == 0
-                and engine._rounds_finely
-            )
             guess: list[int] = []
-            if wanted:
+            if self._may_guess(row):
                 if row.lookup is None:
                     row.lookup = Lookup([*row.request.ids, *row.ids])
                 most = min(room, sampling.max_tokens - len(row.ids) - 1)
@@ -211,24 +264,26 @@ class Shift:
             adjusted = scores.clone()
             for row, own in zip(rows, adjusted, strict=True):
                 if row.adjustment.needed:
-                    row.adjustment.apply(own)
+                    row.adjustment.apply(own, self._room(row))
         chosen = choose_rows(
             adjusted, [row.request.sampling for row in rows], [row.generator for row in rows]
         )
         events: list[Piece | Completion] = []
         for row, own, number in zip(rows, scores, chosen, strict=True):
             before = len(row.ids)
-            text = row.push(number, engine.context - len(row.request.ids))
-            if len(row.ids) == before:
-                continue
-            if row.lookup is not None:
-                row.lookup.extend([number])
-            if row.logprobs is not None:
+            events += self._say(row, number)
+            if row.logprobs is not None and len(row.ids) > before:
                 top = row.request.sampling.logprobs or 0
                 row.logprobs += describe(engine.tokenizer, own[None], [number], top)
-            if text:
-                events.append(Piece(row.request.key, text))
         return events
+
+    def _say(self, row: Row, number: int) -> list[Piece]:
+        """The row's next token; what of its text may be shown."""
+        before = len(row.ids)
+        text = row.push(number, self._engine.context - len(row.request.ids))
+        if row.lookup is not None and len(row.ids) > before:
+            row.lookup.extend([number])
+        return [Piece(row.request.key, text)] if text else []
 
     def _retire(self) -> list[Piece | Completion]:
         """Report finished rows and close the gaps they leave in the cache."""

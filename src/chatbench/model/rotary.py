@@ -38,9 +38,10 @@ class RotaryTable:
         half = self._covering(count, device)[:, None, :count, None].to(dtype)
         return torch.cat((half, half), dim=-1)
 
-    def cover(self, reach: int, device: torch.device) -> None:
-        """Make the table now, so that later calls find it (before a compiler traces them)."""
-        self._covering(reach, device)
+    def cover(self, reach: int, device: torch.device) -> Tensor:
+        """Make the table now, so that later calls find it (before a compiler traces them); the
+        table, for those who must keep it from being freed when a longer one takes its place."""
+        return self._covering(reach, device)
 
     def depends_on_length(self) -> bool:
         """Whether the angle of a position changes with the length of the text it is in."""

@@ -127,6 +127,19 @@ class ChatSettings(Settings):
     resume: Annotated[
         bool, flag("With --out: leave out the ids that the file holds already", panel="Pipes")
     ] = False
+    choice: Annotated[
+        list[str],
+        flag("The reply is one of these; repeatable. With --json: how likely each is",
+             panel="Pipes"),
+    ] = field(default_factory=list)  # fmt: skip
+    json_schema: (
+        Annotated[
+            str,
+            flag("The reply is JSON of the schema in this file; `object`: any JSON object",
+                 panel="Pipes"),
+        ]
+        | None
+    ) = None  # fmt: skip
     raw: Annotated[bool, flag("Continue the text instead of answering (base models)")] = False
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     quantize: Quantize = "none"

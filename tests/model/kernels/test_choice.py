@@ -223,7 +223,9 @@ def test_an_untried_kernel_that_is_right_is_used(
 
 def test_every_phase_is_described_and_what_is_not_used_says_why() -> None:
     lines = describe_choices(CPU)
-    assert {line.phase for line in lines} == {*PHASES, "linear, few rows", "not used", "library"}
+    assert {line.phase for line in lines} == {
+        *PHASES, "linear, few rows", "whole step", "not used", "library",
+    }  # fmt: skip
     assert all(line.reason for line in lines)
     names = {line.backend: line.reason for line in lines if line.phase == "not used"}
     assert {*names.values()} >= {"needs a CUDA GPU"}

@@ -1,47 +1,39 @@
-/* Matrix times few rows, for replies being written: float32, bfloat16, int8 and int4 weights.
+/* Replies being written on a CPU: matrix times few rows, and the whole step of one token.
 
-   Rows of activations are computed each by itself, every output is summed in one fixed order:
-   results do not depend on the number of threads nor on the other rows. Weights of 8 and 4 bits
-   meet activations rounded to 8 bits by runs of 32. The vectorised kernel is chosen when the
-   module is loaded. Addresses come from compiled.py, which has checked shapes and formats. */
+   Rows are computed each by itself, every output is summed in one fixed order: results do not
+   depend on the number of threads nor on the other rows. Weights are float32, bfloat16, int8 or
+   int4; those of 8 and 4 bits meet activations rounded to 8 bits by runs of 32. What is fastest
+   here is found when the module is loaded. Addresses come from compiled.py and step.py, which have
+   checked shapes and formats. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "_decode_job.h"
-#include "_decode_scalar.h"
-#include "_decode_avx2.h"
 #include "_decode_pool.h"
+#include "_decode_products.h"
+#include "_decode_step.h"
 
-/* Bytes of weights below which waking a thread costs more than it saves, and those of a piece. */
+/* Bytes of weights below which waking a thread costs more than it saves. */
 #define WORTH_SHARING (64 * 1024)
-#define PIECE (48 * 1024)
 
-static const char *const names[] = {"float32", "bfloat16", "int8", "int4"};
+/* ---- one product */
 
-static int has_avx2(void)
+typedef struct {
+    const Job *job;
+    Kernel kernel;
+    size_t piece; /* outputs of one piece */
+    atomic_size_t next; /* the first output that nobody has taken */
+} Work;
+
+static void take_pieces(void *what)
 {
-#ifdef HAS_AVX2
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-    return 0;
-#endif
+    Work *work = what;
+    size_t outputs = work->job->outputs, begin;
+    while ((begin = atomic_fetch_add(&work->next, work->piece)) < outputs) {
+        size_t left = outputs - begin;
+        work->kernel(work->job, begin, begin + (left < work->piece ? left : work->piece));
+    }
 }
-
-static Kernel kernel_for(const Job *job, int fast)
-{
-    static const Kernel plain[] = {scalar_plain, scalar_plain, scalar_int8, scalar_int4};
-#ifdef HAS_AVX2
-    static const Kernel vectors[] = {avx2_float32, avx2_bfloat16, avx2_int8, avx2_int4};
-    if (fast && (job->kind != INT4 || job->block % STRIP == 0))
-        return vectors[job->kind];
-#endif
-    (void)fast;
-    return plain[job->kind];
-}
-
-/* ---- activations, made ready once for all outputs */
 
 static size_t scratch_size(const Job *job)
 {
@@ -49,28 +41,6 @@ static size_t scratch_size(const Job *job)
     if (job->kind == FLOAT32 || job->kind == BFLOAT16)
         return wide * sizeof(float) + 1;
     return (wide + 2 * job->rows * runs) * sizeof(float) + job->rows * job->padded;
-}
-
-static void quantize_row(const Job *job, const float *x, size_t m, int fast)
-{
-    size_t runs = job->padded / RUN;
-    for (size_t run = 0; run < runs; run++) {
-        size_t begin = run * RUN, left = job->inputs - begin;
-        int8_t *codes = job->codes + m * job->padded + begin;
-        float *step = job->steps + m * runs + run, *sum = job->sums + m * runs + run;
-#ifdef HAS_AVX2
-        if (fast && left >= RUN)
-            avx2_quantize_run(x + begin, codes, step, sum);
-        else
-#endif
-            quantize_run(x + begin, left < RUN ? left : RUN, codes, step, sum);
-        for (size_t k = 0; job->kind == INT4 && k < RUN; k += 4) {
-            int8_t second = codes[k + 1];
-            codes[k + 1] = codes[k + 2];
-            codes[k + 2] = second;
-        }
-    }
-    (void)fast;
 }
 
 static void prepare(Job *job, const void *given, void *scratch, int fast)
@@ -90,16 +60,7 @@ static void prepare(Job *job, const void *given, void *scratch, int fast)
     job->steps = place;
     job->sums = place + job->rows * runs;
     job->codes = (int8_t *)(place + 2 * job->rows * runs);
-    for (size_t m = 0; m < job->rows; m++)
-        quantize_row(job, x + m * job->inputs, m, fast);
-}
-
-/* ---- binding */
-
-static size_t bytes_of(const Job *job)
-{
-    static const size_t eighths[] = {32, 16, 8, 4};
-    return job->inputs * eighths[job->kind] / 8;
+    quantize_rows(x, job->rows, job->inputs, fast, job->codes, job->steps, job->sums);
 }
 
 static int compute(Job *job, const void *x, int threads, int fast)
@@ -108,21 +69,11 @@ static int compute(Job *job, const void *x, int threads, int fast)
     if (!scratch)
         return -1;
     prepare(job, x, scratch, fast);
-    Work work = {job, kernel_for(job, fast), 0};
-    size_t row = bytes_of(job), grain = job->kind == INT4 ? job->block : 8;
-    work.piece = (PIECE / (row ? row : 1) / grain + 1) * grain;
-    work_together(&work, row * job->outputs < WORTH_SHARING ? 1 : threads);
+    Work work = {.job = job, .kernel = kernel_for(job, fast), .piece = piece_of(job)};
+    size_t shared = job->outputs * (job->padded >> (job->kind == INT4));
+    work_together(take_pieces, &work, shared < WORTH_SHARING ? 1 : threads);
     free(scratch);
     return 0;
-}
-
-static int job_fits(const Job *job)
-{
-    if (job->kind < FLOAT32 || job->kind > INT4 || (job->kind >= INT8) != (job->scales != NULL))
-        return 0;
-    return job->kind != INT4
-           || (job->block >= 2 && job->block % 2 == 0 && job->outputs % job->block == 0
-               && job->group && job->group % RUN == 0 && job->inputs % job->group == 0);
 }
 
 static PyObject *product(PyObject *module, PyObject *args)
@@ -131,21 +82,20 @@ static PyObject *product(PyObject *module, PyObject *args)
     memset(&job, 0, sizeof job);
     unsigned long long x, weights, scales, bias, out;
     Py_ssize_t rows, outputs, inputs, block, group;
-    int threads, fast;
+    int threads, fast, failed;
     if (!PyArg_ParseTuple(args, "iKKKKKnnnnnpip", &job.kind, &x, &weights, &scales, &bias, &out,
                           &rows, &outputs, &inputs, &block, &group, &job.narrow, &threads, &fast))
         return NULL;
     job.rows = (size_t)rows, job.outputs = (size_t)outputs, job.inputs = (size_t)inputs;
     job.block = (size_t)block, job.group = (size_t)group;
-    job.padded = (job.inputs + RUN - 1) / RUN * RUN;
+    job.padded = padded_to_runs(job.inputs);
+    job.narrow_bias = job.narrow;
     job.weights = (const void *)(uintptr_t)weights, job.bias = (const void *)(uintptr_t)bias;
     job.scales = (const uint16_t *)(uintptr_t)scales, job.out = (void *)(uintptr_t)out;
     if (rows < 0 || outputs < 0 || inputs < 0 || block < 0 || group < 0 || !job_fits(&job)) {
         PyErr_SetString(PyExc_ValueError, "these shapes do not belong together");
         return NULL;
     }
-    int failed;
-    fast = fast && has_avx2();
     Py_BEGIN_ALLOW_THREADS
     failed = compute(&job, (const void *)(uintptr_t)x, threads, fast);
     Py_END_ALLOW_THREADS
@@ -154,9 +104,67 @@ static PyObject *product(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* ---- the whole step */
+
+static PyObject *step(PyObject *module, PyObject *args)
+{
+    Step step;
+    memset(&step, 0, sizeof step);
+    unsigned long long model, blocks, caches, angles, scratch, logits;
+    Py_ssize_t reach, given, ids, lengths;
+    int threads, fast;
+    const char *fault;
+    if (!PyArg_ParseTuple(args, "KKKy#y#KnKnKip", &model, &blocks, &caches, &step.ids, &ids,
+                          &step.lengths, &lengths, &angles, &reach, &scratch, &given, &logits,
+                          &threads, &fast))
+        return NULL;
+    step.model = (const Model *)(uintptr_t)model;
+    step.blocks = (const Block *)(uintptr_t)blocks;
+    step.caches = (const Cache *)(uintptr_t)caches;
+    step.angles = (const float *)(uintptr_t)angles;
+    step.logits = (float *)(uintptr_t)logits;
+    step.scratch = (void *)(uintptr_t)scratch;
+    step.fast = fast;
+    step.reach = (size_t)reach;
+    step.threads = threads < 1 ? 1 : (size_t)threads;
+    step.rows = (size_t)ids / sizeof(int64_t);
+    fault = ids != lengths ? "each row needs a length" : step_fault(&step, (size_t)given);
+    if (fault) {
+        PyErr_SetString(PyExc_ValueError, fault);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    take_step(&step);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *step_size(PyObject *module, PyObject *args)
+{
+    unsigned long long model;
+    Py_ssize_t rows;
+    int threads;
+    if (!PyArg_ParseTuple(args, "Kni", &model, &rows, &threads))
+        return NULL;
+    return PyLong_FromSize_t(scratch_of_step((const Model *)(uintptr_t)model, (size_t)rows,
+                                             threads < 1 ? 1 : (size_t)threads));
+}
+
+/* ---- binding */
+
+/* The names of what is used, each once, and what failed. */
 static PyObject *vectors(PyObject *module, PyObject *unused)
 {
-    return PyUnicode_FromString(has_avx2() ? "AVX2" : "");
+    char names[64] = "";
+    for (const Variant *variant = variants; variant->kernels[0]; variant++)
+        for (int kind = 0; kind < 4; kind++)
+            if (chosen[kind] == variant) {
+                size_t used = strlen(names);
+                snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "",
+                         variant->name);
+                break;
+            }
+    return Py_BuildValue("ss", names, faults);
 }
 
 static PyObject *share_threads(PyObject *module, PyObject *args)
@@ -172,28 +180,33 @@ static PyMethodDef methods[] = {
     {"product", product, METH_VARARGS,
      "product(kind, x, weights, scales, bias, out, rows, outputs, inputs, block, group, narrow, "
      "threads, fast): out = x · weightsᵀ + bias, all of them addresses."},
+    {"step", step, METH_VARARGS,
+     "step(model, blocks, caches, ids, lengths, angles, reach, scratch, bytes, logits, threads, "
+     "fast): one more token of each row, addresses but for ids and lengths (int64, as bytes)."},
+    {"step_size", step_size, METH_VARARGS,
+     "step_size(model, rows, threads) -> bytes of scratch that a step needs."},
     {"share_threads", share_threads, METH_VARARGS,
      "share_threads(address): compute with the threads of GNU's OpenMP, whose GOMP_parallel lies "
      "there; 0: with threads of our own."},
     {"vectors", vectors, METH_NOARGS,
-     "vectors() -> the vector instructions that are used here, or an empty string."},
+     "vectors() -> the vector instructions that are used here, and those that failed their test."},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_decode", "Matrix times few rows.", -1, methods, NULL, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_decode", "Replies on a CPU.", -1, methods, NULL, NULL, NULL, NULL,
 };
 
 PyMODINIT_FUNC PyInit__decode(void)
 {
-    if (pool_init() < 0)
+    if (pool_init() < 0 || choose_variants() < 0)
         return PyErr_NoMemory();
     PyObject *module = PyModule_Create(&definition);
-    PyObject *kinds = module ? PyTuple_New(4) : NULL;
-    for (int kind = 0; kinds && kind < 4; kind++)
-        PyTuple_SET_ITEM(kinds, kind, PyUnicode_FromString(names[kind]));
-    if (!kinds || PyModule_AddObject(module, "KINDS", kinds) < 0) {
-        Py_XDECREF(kinds);
+    PyObject *all = module ? PyTuple_New(4) : NULL;
+    for (int kind = 0; all && kind < 4; kind++)
+        PyTuple_SET_ITEM(all, kind, PyUnicode_FromString(kinds[kind]));
+    if (!all || PyModule_AddObject(module, "KINDS", all) < 0) {
+        Py_XDECREF(all);
         Py_XDECREF(module);
         return NULL;
     }

@@ -1,6 +1,6 @@
 KINDS: tuple[str, str, str, str]
 
-def vectors() -> str: ...
+def vectors() -> tuple[str, str]: ...
 def product(
     kind: int,
     x: int,
@@ -18,4 +18,20 @@ def product(
     fast: bool,
     /,
 ) -> None: ...
+def step(
+    model: int,
+    blocks: int,
+    caches: int,
+    ids: bytes,
+    lengths: bytes,
+    angles: int,
+    reach: int,
+    scratch: int,
+    size: int,
+    logits: int,
+    threads: int,
+    fast: bool,
+    /,
+) -> None: ...
+def step_size(model: int, rows: int, threads: int, /) -> int: ...
 def share_threads(address: int, /) -> None: ...

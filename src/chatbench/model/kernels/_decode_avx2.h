@@ -9,6 +9,7 @@
 #include <immintrin.h>
 
 #include "_decode_job.h"
+#include "_decode_scalar.h"
 
 #define AVX2 __attribute__((target("avx2,fma")))
 #define INLINE static inline __attribute__((always_inline, target("avx2,fma")))
@@ -24,6 +25,16 @@ INLINE float total_of(__m256 lanes)
 INLINE __m256 widen8(__m128i narrow)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
+}
+
+/* Asks for the lines of the next tile, a share of them with each step: `begin` is where this tile's
+   weights begin, `size` are its bytes, `at` and `step` the bytes done and to be done. The rows of a
+   tile lie side by side, so the lines come in order and each once. Asking for what does not exist
+   does no harm. */
+INLINE void ask_ahead(const void *begin, size_t size, size_t at, size_t step)
+{
+    for (size_t line = 0; line < step; line += 64)
+        _mm_prefetch((const char *)begin + size + at + line, _MM_HINT_T0);
 }
 
 /* ---- float32 and bfloat16 weights */
@@ -48,8 +59,9 @@ INLINE __m256 last_weights(const Job *job, int kind, size_t at, size_t count)
 /* `tall` outputs from n on for `wide` rows from m on. */
 INLINE void plain_tile(const Job *job, int kind, size_t n, int tall, size_t m, int wide)
 {
-    size_t inputs = job->inputs, whole = inputs / 8 * 8, ahead = (size_t)tall * inputs;
-    size_t size = kind == FLOAT32 ? 4 : 2;
+    size_t inputs = job->inputs, whole = inputs / 8 * 8;
+    size_t size = kind == FLOAT32 ? 4 : 2, bytes = (size_t)tall * size;
+    const char *begin = (const char *)job->weights + n * inputs * size;
     __m256 sums[TILE][2];
     for (int i = 0; i < tall; i++)
         for (int j = 0; j < wide; j++)
@@ -59,11 +71,9 @@ INLINE void plain_tile(const Job *job, int kind, size_t n, int tall, size_t m, i
         __m256 seen[2];
         for (int j = 0; j < wide; j++)
             seen[j] = _mm256_loadu_ps(x + (size_t)j * inputs + k);
+        ask_ahead(begin, inputs * bytes, k * bytes, 8 * bytes);
         for (int i = 0; i < tall; i++) {
-            size_t at = (n + (size_t)i) * inputs + k;
-            __m256 weights = eight_weights(job, kind, at);
-            /* The same place of the next tile. Asking for what does not exist does no harm. */
-            _mm_prefetch((const char *)job->weights + (at + ahead) * size, _MM_HINT_T0);
+            __m256 weights = eight_weights(job, kind, (n + (size_t)i) * inputs + k);
             for (int j = 0; j < wide; j++)
                 sums[i][j] = _mm256_fmadd_ps(weights, seen[j], sums[i][j]);
         }
@@ -170,9 +180,9 @@ INLINE void int8_tile(const Job *job, size_t n, int tall, size_t m)
         __m256i codes = _mm256_loadu_si256((const __m256i *)(x + k));
         __m256i sizes = _mm256_abs_epi8(codes);
         __m256 step = _mm256_broadcast_ss(steps + k / RUN);
+        ask_ahead(weights, (size_t)tall * inputs, (size_t)tall * k, (size_t)tall * RUN);
         for (int i = 0; i < tall; i++) {
             const int8_t *at = weights + (size_t)i * inputs + k;
-            _mm_prefetch((const char *)at + (size_t)tall * inputs, _MM_HINT_T0);
             __m256i row = _mm256_loadu_si256((const __m256i *)at);
             sums[i] = add_run(sums[i], row, sizes, codes, step);
         }
@@ -230,11 +240,11 @@ INLINE void interleaved(const Strip *strip, size_t k, __m256i *low, __m256i *hig
     *high = _mm256_unpackhi_epi8(first, second);
 }
 
-/* Four codes (k, k + 2, k + 1, k + 3) laid so that each meets its input in `interleaved`. */
+/* Four codes laid so that each meets its input in `interleaved`: k, k + 2 and k + 1, k + 3. */
 INLINE __m256i four_codes(const int8_t *codes)
 {
     const __m256i order =
-        _mm256_blend_epi32(_mm256_set1_epi16(0x0100), _mm256_set1_epi16(0x0302), 0xf0);
+        _mm256_blend_epi32(_mm256_set1_epi16(0x0200), _mm256_set1_epi16(0x0301), 0xf0);
     int32_t four;
     memcpy(&four, codes, sizeof four);
     return _mm256_shuffle_epi8(_mm256_set1_epi32(four), order);

@@ -13,6 +13,8 @@ enum { FLOAT32, BFLOAT16, INT8, INT4 };
 #define RUN 32
 /* Rows of int4 weights that are computed together: two half-bytes of 16 bytes. */
 #define STRIP 32
+/* Blocks of int4 weights divide this many rows. */
+#define MOST_BLOCK 64
 
 typedef struct {
     int kind;
@@ -21,11 +23,13 @@ typedef struct {
     size_t group, block; /* int4: inputs that share a scale, weight rows of one packed block */
     const void *weights;
     const uint16_t *scales; /* bfloat16 (N,), or (K/group, N, 2) */
-    const void *bias; /* (N,) in the format of the activations, or NULL */
-    int narrow; /* activations, bias and result are bfloat16, else float32 */
+    const void *bias; /* (N,) or NULL */
+    int narrow_bias; /* the bias is bfloat16, else float32 */
+    int narrow; /* activations and result are bfloat16, else float32 */
+    int add; /* the result is added to what `out` holds, which is float32 */
     void *out; /* (M, N) */
     const float *x; /* (M, K), for float32 and bfloat16 weights */
-    int8_t *codes; /* (M, padded), int4: within each quadruple in the order 0 2 1 3 */
+    int8_t *codes; /* (M, padded) */
     float *steps; /* (M, padded / RUN): what one code is worth */
     float *sums; /* (M, padded / RUN): the sum of what the codes are worth */
 } Job;
@@ -55,17 +59,20 @@ static inline float bias_at(const Job *job, size_t n)
 {
     if (!job->bias)
         return 0.0f;
-    return job->narrow ? widen(((const uint16_t *)job->bias)[n]) : ((const float *)job->bias)[n];
+    if (job->narrow_bias)
+        return widen(((const uint16_t *)job->bias)[n]);
+    return ((const float *)job->bias)[n];
 }
 
 static inline void put(const Job *job, size_t m, size_t n, float value)
 {
     if (job->bias)
         value += bias_at(job, n);
+    size_t at = m * job->outputs + n;
     if (job->narrow)
-        ((uint16_t *)job->out)[m * job->outputs + n] = narrowed(value);
+        ((uint16_t *)job->out)[at] = narrowed(value);
     else
-        ((float *)job->out)[m * job->outputs + n] = value;
+        ((float *)job->out)[at] = job->add ? ((float *)job->out)[at] + value : value;
 }
 
 #endif

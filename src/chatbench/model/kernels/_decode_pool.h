@@ -1,9 +1,9 @@
-/* Threads for one product: a job is cut into pieces that whoever is free takes, and which thread
-   computes a piece changes no bit of it.
+/* Threads for one piece of work, which every thread that takes part is called with: they take its
+   parts from a counter, so that nothing depends on who computes what, nor on how many come.
 
    Where torch computes with GNU's OpenMP, its threads are taken: they spin after each of torch's
    own steps, and further threads would fight with them for the processor. Elsewhere, and after a
-   fork, which those threads do not survive, a few helpers of our own do it, one job at a time.
+   fork, which those threads do not survive, a few helpers of our own do it, one work at a time.
    They wait spinning for a moment, since the next product of a reply follows soon, then sleep; a
    helper that comes too late finds nothing left, so nobody waits for a thread that the system has
    not started. A second caller at the same time computes alone. */
@@ -11,41 +11,32 @@
 #ifndef DECODE_POOL_H
 #define DECODE_POOL_H
 
-#include "_decode_job.h"
+#include <stddef.h>
+#include <stdint.h>
 
-typedef struct {
-    const Job *job;
-    Kernel kernel;
-    size_t piece; /* outputs of one piece */
-} Work;
-
-static void work_alone(const Work *work)
-{
-    work->kernel(work->job, 0, work->job->outputs);
-}
-
-#if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <time.h>
 
+typedef void (*Run)(void *what);
+
 #define MOST_HELPERS 63
 #define SPIN_NANOSECONDS 200000
 
 static struct {
-    pthread_mutex_t busy; /* held by the caller whose job is computed */
+    pthread_mutex_t busy; /* held by the caller whose work is done */
     pthread_mutex_t sleeping;
     pthread_cond_t wake;
     int helpers; /* started so far; changed while `busy` is held */
-    Work work;
+    Run run;
+    void *what;
     atomic_int wanted; /* helpers that may take part */
     atomic_int open; /* whether there is work */
-    atomic_int inside; /* helpers that may be looking at `work` */
+    atomic_int inside; /* helpers that may be at work */
     atomic_int asleep;
-    atomic_ulong jobs; /* counted up with each job */
-    atomic_size_t next; /* the first output that nobody has taken */
+    atomic_ulong jobs; /* counted up with each piece of work */
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER,
           .sleeping = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER};
@@ -64,18 +55,6 @@ static int64_t nanoseconds(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-static void take_pieces(const Work *work, atomic_size_t *next)
-{
-    size_t outputs = work->job->outputs;
-    for (;;) {
-        size_t begin = atomic_fetch_add(next, work->piece);
-        if (begin >= outputs)
-            return;
-        size_t left = outputs - begin;
-        work->kernel(work->job, begin, begin + (left < work->piece ? left : work->piece));
-    }
 }
 
 static void await_job(unsigned long known)
@@ -106,7 +85,7 @@ static void *help(void *number)
         /* The caller closes, then waits for those inside: whoever sees it open is waited for. */
         atomic_fetch_add(&pool.inside, 1);
         if (atomic_load(&pool.open) && (int)(intptr_t)number < atomic_load(&pool.wanted))
-            take_pieces(&pool.work, &pool.next);
+            pool.run(pool.what);
         atomic_fetch_sub(&pool.inside, 1);
     }
     return NULL;
@@ -138,32 +117,19 @@ static void start_helpers(int wanted)
 typedef void (*Parallel)(void (*run)(void *), void *what, unsigned threads, unsigned flags);
 static Parallel openmp; /* GOMP_parallel, or NULL */
 
-typedef struct {
-    const Work *work;
-    atomic_size_t next;
-} Shared;
-
-static void take_part(void *what)
-{
-    Shared *shared = what;
-    take_pieces(shared->work, &shared->next);
-}
-
-static void work_together(const Work *work, int threads)
+static void work_together(Run run, void *what, int threads)
 {
     if (openmp && threads > 1) {
-        Shared shared = {.work = work};
-        openmp(take_part, &shared, (unsigned)threads, 0);
+        openmp(run, what, (unsigned)threads, 0);
         return;
     }
     if (threads < 2 || pthread_mutex_trylock(&pool.busy)) {
-        work_alone(work);
+        run(what);
         return;
     }
     int helpers = threads - 1 < MOST_HELPERS ? threads - 1 : MOST_HELPERS;
     start_helpers(helpers);
-    pool.work = *work;
-    atomic_store(&pool.next, 0);
+    pool.run = run, pool.what = what;
     atomic_store(&pool.wanted, helpers);
     atomic_store(&pool.open, 1);
     atomic_fetch_add(&pool.jobs, 1);
@@ -172,7 +138,7 @@ static void work_together(const Work *work, int threads)
         pthread_cond_broadcast(&pool.wake);
         pthread_mutex_unlock(&pool.sleeping);
     }
-    take_pieces(&pool.work, &pool.next);
+    run(what);
     atomic_store(&pool.open, 0);
     for (unsigned turn = 1; atomic_load(&pool.inside); turn++) {
         relax();
@@ -209,23 +175,4 @@ static int pool_init(void)
     return 0;
 }
 
-#else
-
-static void use_openmp(uintptr_t address)
-{
-    (void)address;
-}
-
-static void work_together(const Work *work, int threads)
-{
-    (void)threads;
-    work_alone(work);
-}
-
-static int pool_init(void)
-{
-    return 0;
-}
-
-#endif
 #endif

@@ -80,7 +80,6 @@ static void scalar_int8(const Job *job, size_t begin, size_t end)
 
 static void scalar_int4(const Job *job, size_t begin, size_t end)
 {
-    static const size_t order[4] = {0, 2, 1, 3};
     const uint8_t *weights = job->weights;
     size_t runs = job->padded / RUN, half = job->block / 2;
     for (size_t m = 0; m < job->rows; m++)
@@ -94,7 +93,7 @@ static void scalar_int4(const Job *job, size_t begin, size_t end)
                 for (size_t k = 0; k < RUN; k++) {
                     size_t at = run * RUN + k;
                     int code = block[at * half + column] >> shift & 15;
-                    sum += job->codes[m * job->padded + at - k % 4 + order[k % 4]] * code;
+                    sum += job->codes[m * job->padded + at] * code;
                 }
                 size_t place = run * RUN / job->group * job->outputs + n;
                 const uint16_t *pair = job->scales + place * 2;

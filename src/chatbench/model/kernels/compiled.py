@@ -16,6 +16,7 @@ import os
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +24,25 @@ from torch import Tensor, nn
 
 from chatbench.errors import UsageError
 
-__all__ = ["FEW_ROWS", "FORCE", "Linear", "linear", "product", "serves", "why_not"]
+__all__ = [
+    "FEW_ROWS",
+    "FORCE",
+    "KINDS",
+    "Linear",
+    "check_codes",
+    "extension",
+    "linear",
+    "product",
+    "serves",
+    "serves_codes",
+    "why_not",
+]
 
 FORCE = "CHATBENCH_LINEAR"
 # Up to here the extension is faster than torch at every kind of weight (measured on a processor
 # with AVX2). A fixed bound: results must not hang on a stopwatch.
 FEW_ROWS = 16
-_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 _PLAIN = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8,
            "int4": torch.uint8}  # fmt: skip
@@ -45,6 +58,13 @@ def _extension() -> ModuleType | None:
         return None
     _decode.share_threads(openmp_threads())
     return _decode
+
+
+def extension() -> Any:
+    """The extension's module, where `why_not` has nothing against it."""
+    found = _extension()
+    assert found is not None
+    return found
 
 
 def openmp_threads() -> int:
@@ -76,7 +96,8 @@ def why_not() -> str:
     if extension is None:
         return "not built: no C compiler was there when chatbench was installed"
     # In plain C it is a twin for tests, which torch outruns.
-    return "" if extension.vectors() else "of no use to a processor without AVX2"
+    vectors, faults = extension.vectors()
+    return "" if vectors else faults or "of no use to a processor without AVX2 or NEON"
 
 
 def serves(x: Tensor) -> bool:
@@ -107,23 +128,19 @@ def product(
     processor has them. Raises ValueError for what does not belong together, or is not contiguous
     or not on the CPU: the extension reads what it is told.
     """
-    extension = _extension()
-    assert extension is not None
     inputs = x.shape[-1]
     count = len(weight) if outputs is None else outputs
-    told = _PLAIN.get(x.dtype) if scales is None else "int4" if group else "int8"
-    held = 2 * weight.numel() if group else weight.numel()
-    if told is None or held != count * inputs or weight.dtype != _STORED[told]:
-        raise ValueError(f"weights {tuple(weight.shape)} are no {count} by {inputs} of {told}")
+    told = _PLAIN.get(x.dtype, "") if scales is None else "int4" if group else "int8"
+    _check_weight(weight, told, count, inputs)
     if not (x.is_cpu and x.is_contiguous() and weight.is_cpu and weight.is_contiguous()):
         raise ValueError("activations and weights lie apart")
     if scales is not None:
-        _check_scales(scales, count, inputs, group)
+        check_codes(weight, scales, count, inputs, group)
     if bias is not None and (bias.dtype != x.dtype or bias.numel() != count or not bias.is_cpu):
         raise ValueError("this is not the bias of the layer")
     out = x.new_empty(*x.shape[:-1], count)
-    extension.product(
-        _KINDS[told], x.data_ptr(), weight.data_ptr(), 0 if scales is None else scales.data_ptr(),
+    extension().product(
+        KINDS[told], x.data_ptr(), weight.data_ptr(), 0 if scales is None else scales.data_ptr(),
         0 if bias is None else bias.data_ptr(), out.data_ptr(), x.numel() // max(1, inputs), count,
         inputs, block, group, x.dtype == torch.bfloat16,
         torch.get_num_threads() if threads is None else threads, fast,
@@ -131,7 +148,16 @@ def product(
     return out
 
 
-def _check_scales(scales: Tensor, outputs: int, inputs: int, group: int) -> None:
+def _check_weight(weight: Tensor, told: str, outputs: int, inputs: int) -> None:
+    held = 2 * weight.numel() if told == "int4" else weight.numel()
+    if not told or held != outputs * inputs or weight.dtype != _STORED[told]:
+        raise ValueError(f"weights {tuple(weight.shape)} are no {outputs} by {inputs} of {told}")
+
+
+def check_codes(codes: Tensor, scales: Tensor, outputs: int, inputs: int, group: int) -> None:
+    """Raise ValueError unless these are the int8 weights, or with a `group` the int4 ones, of a
+    layer K → N."""
+    _check_weight(codes, "int4" if group else "int8", outputs, inputs)
     wanted = 2 * outputs * (inputs // group) if group else outputs
     there = scales.is_cpu and scales.is_contiguous() and scales.dtype == torch.bfloat16
     if not there or scales.numel() != wanted:
@@ -156,12 +182,20 @@ class Linear(nn.Linear):
 
 
 def describe_linear() -> list[tuple[str, str, str, str]]:
-    """What multiplies few rows with each kind of weight on the CPU: the fields of `Choice`."""
+    """What multiplies few rows with each kind of weight on the CPU, and what takes the whole step
+    of a reply: the fields of `Choice`."""
     fault = why_not()
     if fault:
-        return [("linear, few rows", "all weights", "torch", f"the C extension is {fault}")]
-    extension = _extension()
-    assert extension is not None
-    reason = f"reads weights at the speed of memory, {extension.vectors()}"
+        reason = f"the C extension is {fault}"
+        return [
+            ("linear, few rows", "all weights", "torch", reason),
+            ("whole step", "one token a row", "torch", reason),
+        ]
+    vectors, faults = extension().vectors()
     shape = f"up to {FEW_ROWS} rows"
-    return [("linear, few rows", f"{kind}, {shape}", "compiled", reason) for kind in _KINDS]
+    reason = f"reads weights at the speed of memory, {vectors}"
+    if faults:
+        reason += f"; not used: {faults}"
+    lines = [("linear, few rows", f"{kind}, {shape}", "compiled", reason) for kind in KINDS]
+    step = f"one call for each token, {vectors}; adapters and other number formats: torch"
+    return [*lines, ("whole step", f"one token a row, {shape}", "compiled", step)]
