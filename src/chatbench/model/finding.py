@@ -33,6 +33,11 @@ def find_model(path: Path) -> Path:
     checkpoints = sorted(path.glob("checkpoints/step-*/model"))
     if checkpoints:
         return checkpoints[-1]
+    if any(path.glob("checkpoints/step-*/sharded")):
+        raise UsageError(
+            f"{path} is an unfinished run, whose checkpoints hold parts of a model",
+            hint="end it: the same training command with --resume, and as many --steps as it has",
+        )
     if not path.exists():
         raise UsageError(f"{path} does not exist", hint=_near(path))
     if path.is_file():

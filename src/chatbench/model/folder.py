@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +33,7 @@ from chatbench.model.weights import (
     LARGEST_SHARD,
     READABLE,
     WEIGHTS,
+    Deferred,
     StoredWeights,
     open_weights,
     write_weights,
@@ -54,6 +58,7 @@ __all__ = [
 
 _MOST = {"n_layers": 1024, "context": 1 << 24}
 _LARGEST_SIZE = 1 << 40
+_QKV = re.compile(r"\.[qkv]_proj\.")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -308,13 +313,14 @@ def stored_weights(model: GPT) -> dict[str, Tensor]:
 
 
 def write_model(
-    folder: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer,
-    provenance: dict[str, Any] | None = None, *, largest_shard: int = LARGEST_SHARD,
+    folder: Path, config: ModelConfig, weights: Mapping[str, Tensor | Deferred],
+    tokenizer: Tokenizer, provenance: dict[str, Any] | None = None, *,
+    largest_shard: int = LARGEST_SHARD,
 ) -> None:  # fmt: skip
     """Fill a folder that `storage.new_folder` made, so that transformers opens it.
 
     `weights` have our names; they are stored in their dtype where it is one of float32, bfloat16
-    and float16 for all of them, else in float32.
+    and float16 for all of them, else in float32. Those that are deferred are read one by one.
     """
     folder.mkdir(exist_ok=True)
     architecture = ARCHITECTURES[config.model_type]
@@ -329,9 +335,36 @@ def write_model(
     first = tokens["eos_token_id"]
     stops = [first, *sorted(tokenizer.stops - {first})]
     write_json(folder / "generation_config.json", {**tokens, "eos_token_id": stops})
-    named = architecture.to_hub(weights, config)
-    write_weights(folder, named, dtype=dtype, largest_shard=largest_shard)
+    write_weights(folder, _in_hub_words(config, weights), dtype=dtype, largest_shard=largest_shard)
     tokenizer.save(folder, config.context)
+
+
+def _in_hub_words(
+    config: ModelConfig, weights: Mapping[str, Tensor | Deferred]
+) -> dict[str, Tensor] | dict[str, Deferred]:
+    """By hub names and layouts; what is deferred stays so."""
+    to_hub = ARCHITECTURES[config.model_type].to_hub
+    there = {name: w for name, w in weights.items() if isinstance(w, Tensor)}
+    later = {name: w for name, w in weights.items() if isinstance(w, Deferred)}
+    if not later:
+        return to_hub(there, config)
+    assert not there
+    # Some families keep queries, keys and values in one tensor.
+    groups: dict[str, dict[str, Deferred]] = defaultdict(dict)
+    for name, weight in later.items():
+        groups[_QKV.sub(".qkv_proj.", name)][name] = weight
+    found: dict[str, Deferred] = {}
+    for group in groups.values():
+        outline = {n: torch.empty(w.shape, dtype=w.dtype, device="meta") for n, w in group.items()}
+        for name, like in to_hub(outline, config).items():
+            found[name] = Deferred(like.shape, like.dtype, partial(_made, group, config, name))
+    return found
+
+
+def _made(group: dict[str, Deferred], config: ModelConfig, name: str) -> Tensor:
+    """One hub weight of those that come of `group`."""
+    read = {ours: weight.read() for ours, weight in group.items()}
+    return ARCHITECTURES[config.model_type].to_hub(read, config)[name]
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from chatbench.model.kernels import passes
+
 # Bytes of float32 logits in a chunk: on a CPU what its caches hold, found by measuring. Fewer rows
 # than the smallest chunk lose more by passing over the summed gradient of the matrix again.
 _CPU_CHUNK_BYTES = 4 << 20
@@ -151,20 +153,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             seen = hidden[place]
             aim = targets[place][:, None]
             logits = _logits(seen, weight, bias)
-            logp = torch.log_softmax(logits, -1, dtype=wide)
-            hit = logp.gather(1, aim)
-            nll[place] = -hit.squeeze(1)
-            if log_z is not None:
-                log_z[place] = (logits.gather(1, aim).to(wide) - hit).squeeze(1)
+            if any(wanted) and log_z is None and passes.softens(logits):
+                slope = logits.to(wide)
+                nll[place] = passes.slopes_(slope, targets[place])
+            else:
+                logp = torch.log_softmax(logits, -1, dtype=wide)
+                hit = logp.gather(1, aim)
+                nll[place] = -hit.squeeze(1)
+                if log_z is not None:
+                    log_z[place] = (logits.gather(1, aim).to(wide) - hit).squeeze(1)
+                if not any(wanted):
+                    continue
+                slope = logp.exp_()
+                if log_z is not None:
+                    slope *= (1 + 2 * z_loss * log_z[place])[:, None]
+                slope.scatter_add_(1, aim, slope.new_full((1, 1), -1.0).expand_as(aim))
+                del logp
             del logits
-            if not any(wanted):
-                continue
-            slope = logp.exp_()
-            if log_z is not None:
-                slope *= (1 + 2 * z_loss * log_z[place])[:, None]
-            slope.scatter_add_(1, aim, slope.new_full((1, 1), -1.0).expand_as(aim))
             sums.add(place, slope, None if weights is None else weights[place].to(wide), seen)
-            del slope, logp
+            del slope
         z = nll.new_zeros(()) if log_z is None else z_loss * _weighted(log_z.square(), weights)
         ctx.sums = sums if any(wanted) else None
         ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)

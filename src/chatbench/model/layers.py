@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from chatbench.model.attention import AttentionSpec, LayerCache, Packing, attention, rotate
 from chatbench.model.config import Activation, ModelConfig
+from chatbench.model.kernels import passes
 from chatbench.model.kernels.compiled import Linear
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -35,6 +36,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if passes.serves(x, self.weight):
+            return passes.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -67,12 +70,18 @@ class Attention(nn.Module):
         heads = (*x.shape[:2], -1, self.head_dim)
         q, k = self.q_proj(x).view(heads), self.k_proj(x).view(heads)
         v = self.v_proj(x).view(heads)
-        if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k = self._placed(q, "q_norm", rotary), self._placed(k, "k_norm", rotary)
         out: Tensor = self.o_proj(attention(q, k, v, self.spec, packing, cache).flatten(2))
         return out
+
+    def _placed(self, x: Tensor, name: str, rotary: Tensor | None) -> Tensor:
+        """x (B, T, H, D) normed, where the model does that, and turned by its positions."""
+        norm: RMSNorm | None = getattr(self, name) if self.qk_norm else None
+        weight = None if norm is None else norm.weight
+        if rotary is not None and passes.turns(x, weight, *rotary):
+            return passes.turn(x, weight, 0.0 if norm is None else norm.eps, *rotary)
+        x = x if norm is None else norm(x)
+        return x if rotary is None else rotate(x, *rotary)
 
 
 class FeedForward(nn.Module):
@@ -82,6 +91,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = config.gated
         self.activation = ACTIVATIONS[config.activation]
+        self.swiglu = config.gated and config.activation == "silu"
         if config.gated:
             self.gate_proj = Linear(config.hidden_size, config.ffn_size, bias=config.ffn_bias)
         self.up_proj = Linear(config.hidden_size, config.ffn_size, bias=config.ffn_bias)
@@ -89,7 +99,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
-            inner = self.activation(self.gate_proj(x)) * self.up_proj(x)
+            gate, up = self.gate_proj(x), self.up_proj(x)
+            if self.swiglu and passes.serves(gate, up):
+                inner = passes.swiglu(gate, up)
+            else:
+                inner = self.activation(gate) * up
         else:
             inner = self.activation(self.up_proj(x))
         out: Tensor = self.down_proj(inner)

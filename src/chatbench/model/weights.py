@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -57,11 +57,24 @@ class Entry(NamedTuple):
     size: int
 
 
-class StoredWeights(Mapping[str, Entry]):
-    """Entries by name; `read` reads them."""
+class Deferred(NamedTuple):
+    """A tensor that is read when it is written elsewhere."""
 
-    def __init__(self, entries: dict[str, Entry]) -> None:
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    def numel(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+
+class StoredWeights(Mapping[str, Entry]):
+    """Entries by name; `read` reads them. `notes`: what the header of one file says besides."""
+
+    def __init__(self, entries: dict[str, Entry], notes: dict[str, str] | None = None) -> None:
         self._entries = entries
+        self.notes = notes or {}
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
@@ -125,6 +138,12 @@ def _require_memory(
         )
 
 
+def read_entry(entry: Entry) -> Tensor:
+    """One tensor as it is stored, of a dtype in `READABLE`. Raises as `each` does."""
+    with open_regular(entry.path) as handle:
+        return _read_tensor(handle, entry)
+
+
 def _read_tensor(handle: BinaryIO, entry: Entry) -> Tensor:
     try:
         raw = torch.empty(entry.size, dtype=torch.uint8)
@@ -168,7 +187,11 @@ def read_file(path: Path) -> StoredWeights:
     try:
         if len(header) != length:
             raise ValueError("it became shorter while it was read")
-        return StoredWeights(_entries(path, parse_object(header), 8 + length, size))
+        said = parse_object(header)
+        notes = said.pop("__metadata__", {})
+        if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
+            raise ValueError("its __metadata__ is not a table of texts")
+        return StoredWeights(_entries(path, said, 8 + length, size), notes)
     except ValueError as error:
         raise _damaged(path, str(error)) from error
 
@@ -187,9 +210,6 @@ def _damaged(path: Path, why: str) -> IntegrityError:
 
 def _entries(path: Path, header: dict[str, Any], first: int, size: int) -> dict[str, Entry]:
     """Raises ValueError for anything that the format does not allow."""
-    notes = header.pop("__metadata__", {})
-    if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
-        raise ValueError("its __metadata__ is not a table of texts")
     entries = {name: _entry(path, name, value, first) for name, value in header.items()}
     # The numbers lie without gaps, overlaps and rests: nothing can hide between them.
     borders = [first]
@@ -303,7 +323,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def write_weights(
-    folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.dtype | None = None,
+    folder: Path, weights: Mapping[str, Tensor | Deferred], *, dtype: torch.dtype | None = None,
     largest_shard: int = LARGEST_SHARD, name: str = WEIGHTS,
 ) -> None:  # fmt: skip
     """Write floating-point tensors, in `dtype` (default: each in its own), in files of at most
@@ -322,20 +342,24 @@ def write_weights(
         shards[-1].append(tensor)
         room -= size
     if len(shards) == 1:
-        _write_file(folder / name, {t: weights[t] for t in sizes}, dtype)
+        write_file(folder / name, {t: weights[t] for t in sizes}, dtype)
         return
     stem = name.removesuffix(".safetensors")
     placed: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file, {t: weights[t] for t in shard}, dtype)
+        write_file(folder / file, {t: weights[t] for t in shard}, dtype)
         placed |= dict.fromkeys(shard, file)
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": placed}
     write_json(folder / (name + INDEX), index)
 
 
-def _write_file(path: Path, weights: dict[str, Tensor], dtype: torch.dtype | None) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def write_file(
+    path: Path, weights: Mapping[str, Tensor | Deferred], dtype: torch.dtype | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """One file of floating-point tensors, with `notes` in its header; as `write_weights`."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(notes or {})}}
     end = 0
     for name, weight in weights.items():
         kind = dtype or weight.dtype
@@ -348,5 +372,6 @@ def _write_file(path: Path, weights: dict[str, Tensor], dtype: torch.dtype | Non
     with disk_errors(path), open(path, "wb") as handle:
         handle.write(len(spelled).to_bytes(8, "little") + spelled)
         for weight in weights.values():
-            plain = weight.detach().to("cpu", dtype).contiguous()
+            there = weight.read() if isinstance(weight, Deferred) else weight
+            plain = there.detach().to("cpu", dtype).contiguous()
             handle.write(_bytes_of(plain.reshape(-1).view(torch.uint8)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,40 @@ from chatbench.settings import OptimSettings
 # Quintic Newton-Schulz coefficients as published with Muon (Jordan et al. 2024).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
+# Up to so many tokens a step the direction is noise enough that fewer steps do as well, and there
+# they are a large part of the time.
+_SMALL_BATCH, _FEWER_STEPS = 8192, 3
+# Muon's momentum begins here and has its own value after so many steps (Jordan et al. 2024).
+_FIRST_MOMENTUM, _MOMENTUM_STEPS = 0.85, 300
 _RMS_OF_ADAMW = 0.2
+
+
+class Ranks(Protocol):
+    """What an optimiser asks of other processes of the run, when it holds parts of parameters or
+    leaves some of the work to them."""
+
+    def norm(self, own: Tensor) -> Tensor:
+        """The norm () of all gradients, from that of those held here."""
+
+    def part(self, whole: Tensor) -> Tensor:
+        """What of a parameter, or of what is remembered of it, is held here."""
+
+    def orthogonalised(self, matrices: Tensor, size: torch.Size, steps: int) -> Tensor:
+        """`orthogonalise` of whole matrices of `size`, from and for the rows of each that are held
+        here (N, rows, columns)."""
+
+
+class Alone:
+    """One process holds everything and does everything."""
+
+    def norm(self, own: Tensor) -> Tensor:
+        return own
+
+    def part(self, whole: Tensor) -> Tensor:
+        return whole
+
+    def orthogonalised(self, matrices: Tensor, size: torch.Size, steps: int) -> Tensor:
+        return orthogonalise(matrices, steps)
 
 
 class Muon(torch.optim.Optimizer):
@@ -27,10 +61,16 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self, params: list[nn.Parameter], lr: float, momentum: float, weight_decay: float,
-        work_dtype: torch.dtype,
+        work_dtype: torch.dtype, *, sizes: Sequence[torch.Size] | None = None,
+        ranks: Ranks | None = None, steps: int = _NEWTON_SCHULZ_STEPS,
     ) -> None:  # fmt: skip
+        """`sizes`: of the whole matrices, where `params` are rows of them; `steps` of
+        Newton-Schulz."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._work_dtype = work_dtype
+        self._ranks: Ranks = ranks or Alone()
+        self._steps = steps
+        self._sizes = dict(zip(params, sizes or [p.shape for p in params], strict=True))
         # () float, 1 = leave everything as it is; torch's own optimisers know it by this name.
         self.found_inf: Tensor | None = None
 
@@ -39,11 +79,13 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
-                by_shape[parameter.shape].append(parameter)
-            for parameters in by_shape.values():
-                self._step_together(parameters, group)
+                by_shape[self._sizes[parameter]].append(parameter)
+            for size, parameters in by_shape.items():
+                self._step_together(parameters, size, group)
 
-    def _step_together(self, parameters: list[Tensor], group: dict[str, float]) -> None:
+    def _step_together(
+        self, parameters: list[Tensor], size: torch.Size, group: dict[str, float]
+    ) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         assert len(gradients) == len(parameters)
         for parameter in parameters:
@@ -60,9 +102,9 @@ class Muon(torch.optim.Optimizer):
             rate = torch.where(spoiled, 0.0, rate)
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        updates = orthogonalise(torch.stack(directions).to(self._work_dtype))
-        moves = updates.to(parameters[0].dtype)
-        scale = _RMS_OF_ADAMW * max(parameters[0].shape) ** 0.5
+        stacked = torch.stack(directions).to(self._work_dtype)
+        moves = self._ranks.orthogonalised(stacked, size, self._steps).to(parameters[0].dtype)
+        scale = _RMS_OF_ADAMW * max(size) ** 0.5
         torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
         if isinstance(rate, Tensor):
             torch._foreach_add_(parameters, (moves * (-rate * scale)).unbind())
@@ -70,25 +112,18 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(parameters, moves.unbind(), alpha=-rate * scale)
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
+def orthogonalise(matrices: Tensor, steps: int = _NEWTON_SCHULZ_STEPS) -> Tensor:
     """Push the singular values of each matrix (N, rows, columns) towards one."""
     tall = matrices.shape[1] > matrices.shape[2]
     x: Tensor = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    step = _newton_schulz_fused if x.is_cuda else _newton_schulz
-    for _ in range(_NEWTON_SCHULZ_STEPS):
-        x = step(x)
+    for _ in range(steps):
+        x = _newton_schulz(x)
     return x.mT if tall else x
 
 
 def _newton_schulz(x: Tensor) -> Tensor:
-    a, b, c = _NEWTON_SCHULZ
-    gram = x @ x.mT
-    return a * x + (b * gram + c * gram @ gram) @ x
-
-
-def _newton_schulz_fused(x: Tensor) -> Tensor:
-    """The same in three products with nothing between them, which is what a GPU likes."""
+    """One iteration a·x + (b·g + c·g·g)·x with g = x·xᵀ: three products, nothing between them."""
     a, b, c = _NEWTON_SCHULZ
     gram = torch.bmm(x, x.mT)
     inner = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -99,25 +134,42 @@ class Optimizers:
     """The optimisers of one model, seen as one; also the keeper of the float32 masters.
 
     When the model computes in bfloat16, its weights are copies of float32 masters that the
-    optimisers own; gradients are summed in float32.
+    optimisers own; gradients are summed in float32. Where parameters are spread over processes
+    they are the masters themselves, and those here are the parts held by this one.
     """
 
     def __init__(
-        self, model: nn.Module, settings: OptimSettings, learning_rate: float, dtype: torch.dtype
-    ) -> None:
-        """Take a float32 model; its weights are turned into `dtype` here."""
+        self, model: nn.Module, settings: OptimSettings, learning_rate: float, dtype: torch.dtype,
+        ranks: Ranks | None = None, *, batch_tokens: int | None = None,
+    ) -> None:  # fmt: skip
+        """Take a float32 model; its weights are turned into `dtype` here, unless spread. A step
+        sees `batch_tokens` tokens, many when nobody says so."""
         self._working = dict(sorted(model.named_parameters()))
-        self._copied = dtype != torch.float32
+        self._ranks: Ranks = ranks or Alone()
+        self._spread = any(hasattr(p, "to_local") for p in self._working.values())
+        narrow = any(p.dtype != dtype for p in self._working.values())
+        self.copied = narrow and not self._spread
+        self._folded = False
         self.masters: dict[str, nn.Parameter] = dict(self._working)
-        if self._copied:
+        if self._spread:
+            self.masters = {n: nn.Parameter(_held(p.detach())) for n, p in self._working.items()}
+        if self.copied:
             self.masters = {n: nn.Parameter(p.detach().clone()) for n, p in self._working.items()}
             for working in self._working.values():
                 working.data = working.data.to(dtype)
+        self._masters_of: dict[Tensor, nn.Parameter] = {
+            self._working[name]: master for name, master in self.masters.items()
+        }
         self._dtype = dtype
         self._peak = learning_rate
-        self._optimizers = list(self._build(settings, learning_rate))
+        self._momentum = settings.momentum
+        few = batch_tokens is not None and batch_tokens <= _SMALL_BATCH
+        steps = _FEWER_STEPS if few else _NEWTON_SCHULZ_STEPS
+        self._optimizers = list(self._build(settings, learning_rate, steps))
 
-    def _build(self, settings: OptimSettings, lr: float) -> Iterator[torch.optim.Optimizer]:
+    def _build(
+        self, settings: OptimSettings, lr: float, steps: int
+    ) -> Iterator[torch.optim.Optimizer]:
         hidden = {
             name
             for name, p in self.masters.items()
@@ -130,10 +182,13 @@ class Optimizers:
             yield Muon(
                 [p for n, p in self.masters.items() if n in muon],
                 lr, settings.momentum, settings.weight_decay, self._dtype,
+                sizes=[p.shape for n, p in self._working.items() if n in muon], ranks=self._ranks,
+                steps=steps,
             )  # fmt: skip
+        share = settings.embedding_rate if muon else 1.0
         yield torch.optim.AdamW(
             [
-                {"params": group, "weight_decay": decay}
+                {"params": group, "weight_decay": decay, "share": share}
                 for group, decay in ((decayed, settings.weight_decay), (others, 0.0))
                 if group
             ],
@@ -143,7 +198,15 @@ class Optimizers:
     @torch.no_grad()
     def collect_gradients(self) -> None:
         """After each backward pass: add the working gradients to the masters'."""
-        if not self._copied:
+        if self._spread:
+            for name, working in self._working.items():
+                if working.grad is not None:
+                    self.masters[name].grad = _held(working.grad)
+        if self._folded:
+            self._folded = False
+            for working in self._working.values():
+                working.grad = None
+        if not self.copied:
             return
         fresh: list[Tensor] = []
         first: list[Tensor] = []
@@ -166,6 +229,20 @@ class Optimizers:
         if sums:
             torch._foreach_add_(sums, more)
 
+    @torch.no_grad()
+    def fold(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+        """What `collect_gradients` does, for some parameters and during a backward pass: the sums
+        of all of them, laid flat; the masters' gradients are views of it."""
+        masters = [self._masters_of[parameter] for parameter in parameters]
+        sums = torch.cat([gradient.flatten() for gradient in gradients]).to(masters[0].dtype)
+        parts = torch.split(sums, [master.numel() for master in masters])
+        for master, part in zip(masters, parts, strict=True):
+            if master.grad is not None:
+                part += master.grad.flatten()
+            master.grad = part.view_as(master)
+        self._folded = True
+        return sums
+
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in self.masters.values() if p.grad is not None]
 
@@ -176,29 +253,34 @@ class Optimizers:
         A GPU scales them always, by one where they are short enough: it need not tell the host.
         """
         gradients = self.gradients()
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._ranks.norm(torch.nn.utils.get_total_norm(gradients))
         if limit and (norm.is_cuda or norm > limit):
             torch._foreach_mul_(gradients, (limit / norm).clamp(max=1.0))
         return norm
 
     @torch.no_grad()
-    def step(self, scale: float, skip: Tensor | None = None) -> None:
+    def step(self, scale: float, skip: Tensor | None = None, *, number: int | None = None) -> None:
         """Move the masters at `scale` times the peak rate and copy them into the model.
 
+        `number`: steps of the run before this one, by which Muon's momentum grows; None: long ago.
         Where `skip` () is true on the device, nothing moves and nothing is remembered.
         """
         found_inf = None if skip is None else skip.to(torch.float32)
         for optimizer in self._optimizers:
             optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             for group in optimizer.param_groups:
-                group["lr"] = self._peak * scale
+                group["lr"] = self._peak * scale * group.get("share", 1.0)
+                if isinstance(optimizer, Muon):
+                    group["momentum"] = momentum_at(number, self._momentum)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if self._copied:
+        if self._spread:
+            self.discard_gradients()
+        if self.copied:
             torch._foreach_copy_(list(self._working.values()), list(self.masters.values()))
 
     def discard_gradients(self) -> None:
-        for p in self.masters.values():
+        for p in (*self.masters.values(), *self._working.values()):
             p.grad = None
 
     def state(self) -> dict[str, Tensor]:
@@ -212,8 +294,9 @@ class Optimizers:
         return dict(sorted(flat.items()))
 
     @torch.no_grad()
-    def load(self, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-        """Put back what `masters` and `state()` held when they were saved."""
+    def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        """Put back what `masters` and `state()` held when they were saved, whole; each tensor is
+        asked for once, by all processes in the same order."""
         owners = {
             parameter: optimizer
             for optimizer in self._optimizers
@@ -221,12 +304,28 @@ class Optimizers:
             for parameter in group["params"]
         }
         for name, master in self.masters.items():
-            master.copy_(weights[name])
-            self._working[name].copy_(master)
+            master.copy_(self._ranks.part(weights[name]))
+            if self.copied:
+                self._working[name].copy_(master)
         for key, value in state.items():
             name, quantity = key.rsplit("/", 1)
             master = self.masters[name]
-            owners[master].state[master][quantity] = value.to(master.device)
+            owners[master].state[master][quantity] = self._ranks.part(value).to(master.device)
+
+
+def _held(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor; it may be spread over several (DTensor)."""
+    held: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return held
+
+
+def momentum_at(number: int | None, momentum: float) -> float:
+    """Muon's momentum after `number` steps: it grows to `momentum`, since long memories of a young
+    model mislead."""
+    if number is None or number >= _MOMENTUM_STEPS:
+        return momentum
+    first = min(_FIRST_MOMENTUM, momentum)
+    return first + (momentum - first) * number / _MOMENTUM_STEPS
 
 
 def schedule(progress: float, settings: OptimSettings) -> float:
