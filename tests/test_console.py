@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -148,3 +149,31 @@ def test_durations_are_short(seconds: float, shown: str) -> None:
 )
 def test_counts_are_short(number: float, shown: str) -> None:
     assert format_count(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "animated"),
+    [(True, {"TERM": "xterm"}, True), (True, {"TERM": "dumb"}, False),
+     (True, {"TERM": "xterm", "NO_COLOR": "1"}, True), (False, {"TERM": "xterm"}, False),
+     (False, {"TERM": "xterm", "FORCE_COLOR": "1"}, False)],
+)  # fmt: skip
+def test_lines_are_drawn_again_only_where_that_can_be_done(
+    terminal: bool, environment: dict[str, str], animated: bool
+) -> None:
+    code = "import sys; from chatbench import console; print(console.is_animated())"
+    master, slave = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+            stderr=slave if terminal else subprocess.DEVNULL, env={**clean(), **environment},
+        )  # fmt: skip
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert done.stdout == f"{animated}\n"
+
+
+def clean() -> dict[str, str]:
+    """The environment without what speaks about terminals."""
+    told = ("TERM", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+    return {name: value for name, value in os.environ.items() if name not in told}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
-import re
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from chatbench import __version__, console
-from chatbench.errors import EnvironmentFault, ExitCode, UserError
+from chatbench.errors import EnvironmentFault, ExitCode, UserError, is_out_of_memory
 from chatbench.flags import CONTEXT, settings_command
 from chatbench.settings import (
     ChatSettings,
@@ -88,9 +89,13 @@ def screen(settings: ScreenSettings) -> None:
     epilog="Example: chatbench pretrain -d corpus -o runs/base --minutes 10",
 )  # fmt: skip
 def pretrain(settings: PretrainSettings) -> None:
+    _refuse_in_use(settings.out)
+    from chatbench.train.machine import process_began
     from chatbench.train.recipes import pretrain
 
-    console.emit(str(pretrain(settings)))
+    run = pretrain(settings, process_began())
+    if run is not None:
+        console.emit(str(run))
 
 
 @settings_command(
@@ -99,9 +104,23 @@ def pretrain(settings: PretrainSettings) -> None:
     epilog="Example: chatbench finetune -m runs/base -d chats.jsonl -o runs/bot --epochs 3",
 )  # fmt: skip
 def finetune(settings: FinetuneSettings) -> None:
+    _refuse_in_use(settings.out)
+    from chatbench.train.machine import process_began
     from chatbench.train.recipes import finetune
 
-    console.emit(str(finetune(settings)))
+    run = finetune(settings, process_began())
+    if run is not None:
+        console.emit(str(run))
+
+
+def _refuse_in_use(run: str) -> None:
+    """Before torch is loaded. Raises InUseError when another process trains in that folder."""
+    from chatbench.storage import LOCK, FolderLock
+
+    # Of several ranks only the first locks the folder, and later.
+    if "RANK" not in os.environ and Path(run, LOCK).is_file():
+        with FolderLock(Path(run)):
+            pass
 
 
 @settings_command(
@@ -190,14 +209,10 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
         console.fail(str(EnvironmentFault(f"{error.strerror}: {error.filename or 'output'}")))
         return ExitCode.ENVIRONMENT
-    if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
+    if is_out_of_memory(error):
         console.fail("not enough memory for this; lower --micro-batch, --batch-size or the model")
         return ExitCode.ENVIRONMENT
     raise error
-
-
-# What torch says on the CPU and on a GPU.
-_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 
 
 _ENVIRONMENT_ERRORS = (

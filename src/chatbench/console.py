@@ -82,9 +82,17 @@ def width() -> int:
     return people().width if people().is_terminal else 160
 
 
+def is_animated() -> bool:
+    """Whether stderr is a terminal on which lines can be drawn again."""
+    there = sys.stderr is not None and sys.stderr.isatty()
+    return there and people().is_terminal and not people().is_dumb_terminal
+
+
 def say(text: str, style: str | None = None) -> None:
     """One status line for people, on stderr, with nothing in it interpreted."""
-    people().print(visible(text), style=style)
+    from rich.text import Text
+
+    people().print(Text(visible(text), style or ""))  # a style of print would reach a live block
 
 
 def notice(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 
 
@@ -14,6 +15,7 @@ class ExitCode(IntEnum):
     ENVIRONMENT = 5
     IN_USE = 6
     DIVERGED = 7
+    LOST = 8
     STOPPED = 75
     INTERRUPTED = 130
     BROKEN_PIPE = 141
@@ -68,12 +70,28 @@ class DivergedError(UserError):
     exit_code = ExitCode.DIVERGED
 
 
+class LostError(UserError):
+    """Another process of the same run is gone."""
+
+    exit_code = ExitCode.LOST
+
+
 class Stopped(UserError):
     """Work ended early on request, saved and resumable."""
 
     def __init__(self, message: str, exit_code: ExitCode, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be had, on the CPU or on a GPU: torch says so in words."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -17,7 +17,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -132,12 +131,14 @@ def _files_below(folder: Path) -> list[Path]:
 
 @contextmanager
 def new_folder(
-    final: Path, kind: str, info: dict[str, Any] | None = None, *, replace: bool = False
-) -> Iterator[Path]:
+    final: Path, kind: str, info: dict[str, Any] | None = None, *, replace: bool = False,
+    known: dict[str, FileEntry] | None = None,
+) -> Iterator[Path]:  # fmt: skip
     """Yield an empty folder to fill; on success it becomes `final`, whole, or not at all.
 
-    `info` is read when the block ends, so it may be filled inside. Two writers for one `final`
-    exclude each other (InUseError); what a killed writer left behind is cleared.
+    `info` is read when the block ends, so it may be filled inside; so is `known`: files that were
+    made `durable`, by their names there. Two writers for one `final` exclude each other
+    (InUseError); what a killed writer left behind is cleared.
     Raises EnvironmentFault for disk trouble, UsageError when `final` exists and not `replace`.
     """
     if final.name in ("", ".."):
@@ -149,9 +150,8 @@ def new_folder(
             with disk_errors(final):
                 _clear(staging)
                 yield staging
-                _seal(staging, kind, info or {})
-                # Somebody may have put something there since the first look.
-                _require_free(final, replace)
+                _seal(staging, kind, info or {}, known or {})
+                _require_free(final, replace)  # somebody may have come since the first look
                 _move_into_place(staging, final)
         except BaseException:
             with suppress(OSError):
@@ -199,12 +199,17 @@ def _clear(staging: Path) -> None:
             entry.unlink()
 
 
-def _seal(staging: Path, kind: str, info: dict[str, Any]) -> None:
+def durable(path: Path) -> FileEntry:
+    """Bring a written file to the disk; what a manifest says of it."""
+    fsync_file(path)
+    return FileEntry(path.stat().st_size, hash_file(path))
+
+
+def _seal(staging: Path, kind: str, info: dict[str, Any], known: dict[str, FileEntry]) -> None:
     files = {}
     for path in _files_below(staging):
-        fsync_file(path)
         name = path.relative_to(staging).as_posix()
-        files[name] = FileEntry(path.stat().st_size, hash_file(path))
+        files[name] = known.get(name) or durable(path)
     for folder in sorted({path.parent for path in _files_below(staging)}, reverse=True):
         fsync_folder(folder)
     write_json(staging / MANIFEST, Manifest(FORMAT, kind, files, info))
@@ -239,6 +244,8 @@ def recover(folder: Path) -> None:
             os.rename(old, final)
     for partial in folder.glob(".*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
+    for lock in folder.glob(f"*/{LOCK}"):
+        lock.unlink()
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -281,9 +288,8 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
         size = path.stat().st_size if path.is_file() else None
         if size != entry.bytes:
             found = "is missing" if size is None else f"has {size} bytes"
-            raise IntegrityError(
-                f"{path} {found}, its manifest says {entry.bytes}", hint=_REPAIR_HINT
-            )
+            what = f"{path} {found}, its manifest says {entry.bytes}"
+            raise IntegrityError(what, hint=_REPAIR_HINT)
     for name, entry in manifest.files.items():
         if hash_file(folder / name) != entry.sha256:
             raise IntegrityError(
@@ -354,12 +360,7 @@ class FolderLock:
         except FileNotFoundError:
             return False
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         os.close(self._handle)
 
 

@@ -1,8 +1,10 @@
 """Runs of the program as forks of one process that has torch loaded already, and broken on demand.
 
 Reads one JSON job a line: `arguments`; and `signal`, a name such as KILL, sent `after` so many
-seconds from when file `watch` has `lines` lines. Answers each with `code` (negative: killed by that
-signal), `seconds`, `out` and `err`.
+seconds from when file `watch` has `lines` lines; and `largest`, the bytes a file may have. Answers
+each with `code` (negative: killed by that signal), `seconds`, `out` and `err`.
+
+All runs meet the same troubles, by step: see `Troubled`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -26,11 +30,36 @@ import torch._dynamo  # every optimiser imports it, in seconds
 
 import chatbench.train.recipes
 from chatbench.cli import run
+from chatbench.model.transformer import GPT
+from chatbench.train.likelihood import Likelihood
+from chatbench.train.objective import Batch, GlobalBatch, Loss
 
 LOADED_FOR_ALL_CHILDREN = (rich.console, rich.progress, torch._dynamo, chatbench.train.recipes)
 
 
-def child(arguments: list[str], out: int, err: int) -> None:
+class Troubled(Likelihood):
+    """No finite loss at two steps, a spike, memory that holds one row only, and at last worse and
+    worse validations."""
+
+    step = -1
+
+    def batch(self, step: int) -> GlobalBatch:
+        self.step = step
+        return super().batch(step)
+
+    def loss(self, model: GPT, batch: Batch) -> Loss:
+        loss = super().loss(model, batch)
+        if not torch.is_grad_enabled():
+            return loss if self.step < 45 else loss._replace(total=loss.total * 1000)
+        if self.step == 20 and len(batch.ids) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        factor = {11: math.nan, 30: math.inf, 40: 1e4}.get(self.step)
+        return loss if factor is None else loss._replace(total=loss.total * factor)
+
+
+def child(arguments: list[str], largest: int | None, out: int, err: int) -> None:
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     os.dup2(out, 1)
     os.dup2(err, 2)
     code = 1
@@ -67,7 +96,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         begun = time.monotonic()
         pid = os.fork()
         if pid == 0:
-            child(job["arguments"], out.fileno(), err.fileno())
+            child(job["arguments"], job.get("largest"), out.fileno(), err.fileno())
         status = disturb(pid, job) if "signal" in job else os.waitpid(pid, 0)[1]
         seconds = time.monotonic() - begun
         said = []
@@ -80,6 +109,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    chatbench.train.recipes.Likelihood = Troubled  # type: ignore[misc]
     with contextlib.redirect_stdout(io.StringIO()):  # and what parsing loads
         run(["pretrain", "-d", "corpus", "-o", "run", "--print-config"])
     for line in sys.stdin:

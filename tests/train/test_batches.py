@@ -208,6 +208,40 @@ def test_batches_go_through_all_rows_before_one_comes_again(
     assert sorted(tuple(np.trim_zeros(np.array(s), "b").tolist()) for s in seen) == sorted(wanted)
 
 
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_ranks_share_the_rows_of_the_same_global_batch(
+    tmp_path: Path, rng: random.Random, world: int
+) -> None:
+    """Each row once, in as many micro-batches everywhere; weight and tokens are everybody's."""
+    seed = rng.randrange(1000)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "chats").mkdir()
+    streams = StreamRows(split_of(tmp_path / "texts", texts(rng, 30)), 8, END, seed)
+    chats = split_of(tmp_path / "chats", conversations(rng, 40))
+    per_step, micro = rng.randint(1, 7), rng.randint(1, 3)
+    for rows in (streams, PackedRows(chats, 24, TURN, seed)):
+        whole = Batches(rows, per_step, 1)
+        shares = [Batches(rows, per_step, micro, rank=r, ranks=world) for r in range(world)]
+        for step in rng.sample(range(50), 5):
+            wanted = whole.batch(step)
+            found = [share.batch(step) for share in shares]
+            assert {(b.weight, b.tokens) for b in found} == {(wanted.weight, wanted.tokens)}
+            assert len({len(b.parts) for b in found}) == 1
+            ours = [row for b in found for part in b.parts for row in counted_rows(part)]
+            theirs = [row for part in wanted.parts for row in counted_rows(part)]
+            assert sorted(ours) == sorted(theirs)
+
+
+def counted_rows(batch: Batch) -> list[list[tuple[int, int, float]]]:
+    """Ids, targets and weights of rows that count, up to the last place that does."""
+    rows = []
+    for ids, targets, weights in zip(*(t.tolist() for t in batch[:3]), strict=True):
+        if any(weights):
+            last = max(place for place, weight in enumerate(weights) if weight)
+            rows.append(list(zip(ids, targets, weights, strict=True))[: last + 1])
+    return rows
+
+
 def test_a_training_split_without_tokens_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to learn"):
         Batches(StreamRows(TokenSplit(tmp_path), 16, END, 0), 1, 1)

@@ -11,17 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from train.troubled import trainer_of
 
-from chatbench.corpus.shards import open_corpus
-from chatbench.errors import DivergedError
-from chatbench.model.transformer import GPT, ModelConfig, initialise
-from chatbench.settings import OptimSettings, PretrainSettings, TrainSettings
-from chatbench.train.batches import Batches, StreamRows, held_out
+from chatbench.settings import OptimSettings, PretrainSettings
 from chatbench.train.checkpoint import checkpoints_of
-from chatbench.train.likelihood import Likelihood
-from chatbench.train.loop import Trainer
-from chatbench.train.objective import Batch, Loss
-from chatbench.train.plan import Plan, make_plan
 from chatbench.train.recipes import pretrain
 
 Make = Callable[..., PretrainSettings]
@@ -34,40 +27,6 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(run / "model" / "model.safetensors"))
-
-
-def trainer_of(
-    run: Path, corpus_folder: Path, *, poisoned: float | None = None, optim: OptimSettings,
-    **train: Any,
-) -> tuple[Trainer, GPT, Plan]:  # fmt: skip
-    """A trainer built by hand; its loss at step 7 is multiplied by `poisoned`."""
-    run.mkdir(exist_ok=True)
-    corpus = open_corpus(corpus_folder)
-    model = GPT(ModelConfig(corpus.tokenizer.vocab_size, 1, 16, 1, 1, 16, 32, 32))
-    initialise(model, 0)
-    rows = StreamRows(corpus.split("train"), 32, corpus.tokenizer.end_of_text, 0)
-
-    class Poisoned(Likelihood):
-        seen = 0
-
-        def loss(self, model: GPT, batch: Batch) -> Loss:
-            loss = super().loss(model, batch)
-            if torch.is_grad_enabled():
-                self.seen += 1
-                if poisoned is not None and self.seen == 8:
-                    return loss._replace(total=loss.total * poisoned)
-            return loss
-
-    settings = TrainSettings(batch_tokens=64, tensorboard=False, **{"steps": 10} | train)
-    plan = make_plan(settings, optim, seq_len=32, batch_tokens=64, rows_per_epoch=rows.count())
-    objective = Poisoned(
-        Batches(rows, plan.rows_per_step, plan.micro_batch),
-        held_out(rows, plan.micro_batch, 100), corpus.tokenizer,
-    )  # fmt: skip
-    trainer = Trainer(
-        run, plan, settings, optim, model, corpus.tokenizer, objective, [], {}, "", torch.float32
-    )
-    return trainer, model, plan
 
 
 def test_training_lowers_the_loss(corpus_folder: Path, tiny_settings: Make, tmp_path: Path) -> None:
@@ -132,38 +91,13 @@ def test_a_run_measured_in_minutes_ends(
     assert len(checkpoints_of(run)) >= 1
 
 
-@pytest.mark.parametrize("factor", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run_and_moves_no_weight(
-    corpus_folder: Path, tmp_path: Path, factor: float
-) -> None:
-    trainer, model, _ = trainer_of(
-        tmp_path, corpus_folder, poisoned=factor, optim=OptimSettings(), save_every=7
-    )
-    with pytest.raises(DivergedError) as caught:
-        trainer.fit()
-    assert caught.value.exit_code == 7
-    last = checkpoints_of(tmp_path)[-1]
-    assert last.name == "step-00000007"
-    assert str(last) in str(caught.value)
-    saved = load_file(last / "model" / "model.safetensors")
-    assert all(torch.equal(saved[name], p.detach()) for name, p in model.named_parameters())
-    assert not (tmp_path / "model").exists()
-
-
-def test_a_run_that_diverges_before_any_checkpoint_says_so(
-    corpus_folder: Path, tmp_path: Path
-) -> None:
-    trainer, _, _ = trainer_of(tmp_path, corpus_folder, poisoned=math.nan, optim=OptimSettings())
-    with pytest.raises(DivergedError, match="no checkpoint was saved yet"):
-        trainer.fit()
-
-
 def test_gradients_are_clipped_to_the_limit(corpus_folder: Path, tmp_path: Path) -> None:
     """AdamW divides by |g| + 1e-8, so gradients clipped far below that move nothing."""
     moved = {}
     for limit in (1e-14, 0.0):
         optim = OptimSettings(optimizer="adamw", grad_clip=limit, weight_decay=0.0)
-        trainer, model, _ = trainer_of(tmp_path / f"{limit}", corpus_folder, optim=optim)
+        trainer = trainer_of(tmp_path / f"{limit}", corpus_folder, optim=optim)
+        model = trainer._model
         before = [p.detach().clone() for p in model.parameters()]
         trainer.fit()
         moved[limit] = max(
@@ -178,5 +112,5 @@ def test_signal_handlers_are_as_before_after_a_run(corpus_folder: Path, tmp_path
     import signal
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    trainer_of(tmp_path, corpus_folder, optim=OptimSettings(), steps=1)[0].fit()
+    trainer_of(tmp_path, corpus_folder, steps=1).fit()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

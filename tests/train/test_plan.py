@@ -7,8 +7,24 @@ import random
 import pytest
 
 from chatbench.errors import UsageError
-from chatbench.settings import ModelSettings, OptimSettings, TrainSettings
-from chatbench.train.plan import SIZES, Plan, make_plan, model_config, show_plan
+from chatbench.settings import (
+    FinetuneSettings,
+    ModelSettings,
+    OptimSettings,
+    PretrainSettings,
+    TrainSettings,
+)
+from chatbench.train.plan import (
+    SIZES,
+    Plan,
+    default_rate,
+    is_open,
+    make_plan,
+    model_config,
+    take_over,
+    usual_batch,
+)
+from chatbench.train.table import show_plan
 
 
 def plan(rows: int = 100, **train: object) -> Plan:
@@ -126,7 +142,7 @@ def test_numbers_that_do_not_fit_together_are_named(given: dict[str, int], named
 
 def test_the_plan_is_told_to_people_alone(capsys: pytest.CaptureFixture[str]) -> None:
     config = model_config(ModelSettings(), None, 300)
-    show_plan(plan(steps=50), config, 1_234_567, 100, "float32", "cpu")
+    show_plan(plan(steps=50), config, 1_234_567, 100, "float32 on cpu")
     shown = capsys.readouterr()
     assert shown.out == ""
     for word in ("4 layers", "1.23M parameters", "50 steps", "4 epochs", "float32 on cpu"):
@@ -144,3 +160,84 @@ def test_a_small_set_still_gets_steps_unless_the_batch_is_given() -> None:
     assert made(40).steps == 30
     assert made(40, batch_tokens=4096).steps == 2
     assert made(6400).rows_per_step == 64
+
+
+def test_minutes_count_from_the_command_and_the_schedule_from_the_first_step(
+    rng: random.Random,
+) -> None:
+    minutes = rng.uniform(0.5, 60)
+    spent = rng.uniform(0.1, 0.4) * minutes * 60
+    made = plan(minutes=minutes)._replace(spent=spent)
+    assert made.progress(0, spent) == 0
+    assert made.progress(0, 60 * minutes) == pytest.approx(1, rel=1e-12)
+    half = (spent + 60 * minutes) / 2
+    assert made.progress(0, half) == pytest.approx(0.5, rel=1e-12)
+
+
+def test_the_time_left_is_told_at_the_pace_of_the_training_alone() -> None:
+    made = plan(minutes=1.0)._replace(spent=10.0)
+    assert made.left(5, 10.0) == 0
+    assert made.left(5, 35.0) == pytest.approx(25)
+    assert plan(steps=100).left(25, 30.0) == pytest.approx(90)
+
+
+def test_a_start_that_took_longer_than_the_run_still_leaves_steps() -> None:
+    made = plan(minutes=1)._replace(spent=1e6)
+    assert made.progress(0, 54) == 0
+    assert made.progress(0, 60) == pytest.approx(1, rel=1e-12)
+
+
+def test_the_rate_falls_with_the_width_and_grows_as_the_root_of_the_batch(
+    rng: random.Random,
+) -> None:
+    width = 64 * rng.randint(1, 16)
+    for optimizer in ("muon", "adamw"):
+        rate = default_rate(optimizer, width, finetune=False, batch_tokens=2048)
+        assert default_rate(optimizer, 2 * width, finetune=False) == pytest.approx(rate / 2)
+        doubled = default_rate(optimizer, width, finetune=False, batch_tokens=8192)
+        assert doubled == pytest.approx(2 * rate)
+        assert default_rate(optimizer, width, finetune=True) == pytest.approx(rate / 4)
+        bounds = [
+            default_rate(optimizer, width, finetune=False, batch_tokens=tokens) / rate
+            for tokens in (1, 1 << 40)
+        ]
+        assert bounds == pytest.approx([0.7, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [("gpt2", (12, 768, 12)), ("gpt2-medium", (24, 1024, 16)), ("gpt2-large", (36, 1280, 20)),
+     ("gpt2-xl", (48, 1600, 25))],
+)  # fmt: skip
+def test_gpt2_sizes_have_its_depth_width_heads_and_context(
+    size: str, shape: tuple[int, int, int]
+) -> None:
+    config = model_config(ModelSettings(size=size), None, 50257)  # type: ignore[arg-type]
+    assert (config.n_layers, config.hidden_size, config.n_heads) == shape
+    assert (config.context, config.n_kv_heads, config.head_dim) == (1024, config.n_heads, 64)
+
+
+def test_a_shape_is_open_until_anything_of_it_is_given() -> None:
+    assert is_open(ModelSettings())
+    assert not is_open(ModelSettings(size="tiny"))
+    for name in ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "ffn_size"):
+        assert not is_open(ModelSettings(**{name: 8}))
+    assert usual_batch(ModelSettings()) == usual_batch(ModelSettings(size="tiny"))
+
+
+def test_a_resume_takes_over_what_was_chosen_and_nothing_that_is_given() -> None:
+    before = PretrainSettings(
+        data="d", out="o", model=ModelSettings(n_layers=3, hidden_size=192, n_heads=3),
+        train=TrainSettings(seq_len=128, batch_tokens=2048, micro_batch=8, minutes=3),
+    )  # fmt: skip
+    now = PretrainSettings(data="d", out="o", train=TrainSettings(micro_batch=4))
+    take_over(now, before)
+    assert (now.model.n_layers, now.model.hidden_size, now.model.n_heads) == (3, 192, 3)
+    assert (now.train.seq_len, now.train.batch_tokens, now.train.micro_batch) == (128, 2048, 4)
+    assert now.train.minutes is None
+    sized = PretrainSettings(data="d", out="o", model=ModelSettings(size="small"))
+    take_over(sized, before)
+    assert sized.model == ModelSettings(size="small")
+    tuned = FinetuneSettings(model="base", data="d", out="o")
+    take_over(tuned, FinetuneSettings(model="base", data="d", out="o", train=before.train))
+    assert (tuned.model, tuned.train.micro_batch) == ("base", 8)

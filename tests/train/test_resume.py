@@ -17,6 +17,7 @@ import pytest
 
 from chatbench import cli
 from chatbench.corpus.build import preprocess
+from chatbench.corpus.shards import open_corpus
 from chatbench.settings import PreprocessSettings
 from chatbench.train.checkpoint import checkpoints_of
 from conftest import sample_chats, write_jsonl
@@ -54,6 +55,8 @@ def words(corpus: Path, out: Path, *more: str) -> list[str]:
         "train.seq_len=32", "train.batch_tokens=64", "train.eval_tokens=200",
         "train.log_every=3", "train.eval_every=25", "train.sample_every=29", "train.save_every=7",
         "train.steps=60", "train.tensorboard=false", "dtype=float32", "device=cpu",
+        # So fast that an early validation is the best.
+        "optim.learning_rate=0.048125",
     )  # fmt: skip
     sets = [word for change in changes for word in ("--set", change)]
     return ["pretrain", "-d", str(corpus), "-o", str(out), *sets, *more]
@@ -67,6 +70,10 @@ def contents(run: Path) -> dict[str, bytes]:
         for path in sorted(run.rglob("*"))
         if path.is_file() and path.name not in clocked and ".tmp-" not in path.name
     } | {".lock": b""}
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same(run: Path, undisturbed: Path) -> None:
@@ -85,6 +92,13 @@ def whole(
     run = tmp_path_factory.mktemp("whole") / "run"
     done = forks(words(corpus_folder, run))
     assert (done["code"], done["out"]) == (0, f"{run}\n"), done["err"]
+    # It met every trouble that there is.
+    skipped = [row["step"] for row in rows_of(run) if "skipped" in row]
+    assert skipped == [12, 31, 41]
+    assert "1 rows are computed at once" in done["err"]
+    assert [path.name[-2:] for path in checkpoints_of(run)] == ["25", "56", "60"]
+    best = checkpoints_of(run)[0] / "model" / "model.safetensors"
+    assert (run / "model" / "model.safetensors").read_bytes() == best.read_bytes()
     return run, done["seconds"]
 
 
@@ -292,7 +306,8 @@ def test_settings_that_change_no_number_may_change(
 ) -> None:
     ended = forks(words(corpus_folder, stopped, "--resume", "--keep", "1", "--save-every", "100"))
     assert ended["code"] == 0, ended["err"]
-    assert [path.name for path in checkpoints_of(stopped)] == ["step-00000060"]
+    # The best, and one more.
+    assert [path.name[-2:] for path in checkpoints_of(stopped)] == ["25", "60"]
     for name in ("model/model.safetensors", "metrics.jsonl"):
         assert (stopped / name).read_bytes() == (whole[0] / name).read_bytes()
 
@@ -315,3 +330,102 @@ def test_a_changed_corpus_is_refused(
     last = capsys.readouterr().err.splitlines()[-1]
     assert str(corpus) in last
     assert "is not the data" in last
+    # Made from other texts, its vocabulary is another one as well.
+    tokenizers = [open_corpus(corpus).tokenizer.digest, state_of(run)["tokenizer"]]
+    assert all(digest[:12] in last for digest in tokenizers)
+
+
+def test_the_digests_of_a_changed_corpus_are_named(
+    forks: Forks, sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tokenizer stays, the texts do not."""
+    corpus, run = tmp_path / "corpus", tmp_path / "run"
+    preprocess(PreprocessSettings(inputs=[str(sources)], out=str(corpus), vocab_size=400))
+    watch = {"watch": str(run / "metrics.jsonl"), "lines": 2}
+    assert forks(words(corpus, run), signal="TERM", **watch)["code"] == 75
+    preprocess(
+        PreprocessSettings(
+            inputs=[str(sources / "texts.jsonl")], out=str(corpus), overwrite=True,
+            tokenizer=str(corpus / "tokenizer"),
+        )
+    )  # fmt: skip
+    assert cli.run(words(corpus, run, "--resume")) == 4
+    last = capsys.readouterr().err.splitlines()[-1]
+    digests = [open_corpus(corpus).fingerprint, state_of(run)["fingerprint"]]
+    assert all(digest[:12] in last for digest in digests)
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoints_of(run)[-1] / "state.json").read_text())
+    return state
+
+
+def test_a_full_disk_leaves_the_old_state_and_is_no_end(
+    forks: Forks, corpus_folder: Path, whole: tuple[Path, float], stopped: Path
+) -> None:
+    """No file may become as large as the weights are."""
+    before = {path.name: contents(path) for path in checkpoints_of(stopped)}
+    size = (checkpoints_of(stopped)[0] / "model" / "model.safetensors").stat().st_size
+    full = go_on(forks, corpus_folder, stopped, largest=size - 1)
+    assert full["code"] == 5, full["err"]
+    last = full["err"].splitlines()[-1]
+    assert last.startswith("error: cannot write ")
+    assert "make room" in last
+    assert "Traceback" not in full["err"]
+    assert {path.name: contents(path) for path in checkpoints_of(stopped)} == before
+    ended = go_on(forks, corpus_folder, stopped)
+    assert ended["code"] == 0, ended["err"]
+    assert_same(stopped, whole[0])
+
+
+def test_a_run_in_use_is_refused_before_torch_is_loaded(corpus_folder: Path, stopped: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from chatbench.cli import run
+from chatbench.storage import FolderLock
+with FolderLock(Path(sys.argv[1])):
+    assert run(sys.argv[2:]) == 6
+assert "torch" not in sys.modules
+"""
+    arguments = [str(stopped), *words(corpus_folder, stopped, "--resume")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{stopped} is in use by process" in done.stderr
+
+
+# -- more of a finished run ------------------------------------------------------------------------
+
+
+def test_a_finished_run_goes_on_when_more_is_asked_for(
+    forks: Forks, corpus_folder: Path, whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    longer = ["pretrain", "-o", str(run), "--resume", "--steps", "75"]
+    watch = {"watch": str(run / "metrics.jsonl"), "lines": len(rows_of(run)) + 2}
+    broken = forks(longer, signal="KILL", **watch)
+    assert broken["code"] == -9
+    assert "steps was 60, now 75" in broken["err"]
+    # What was finished is there until something better is.
+    assert (run / "model" / "model.safetensors").is_file()
+    ended = forks(["pretrain", "-o", str(run), "--resume"])
+    assert ended["code"] == 0, ended["err"]
+    steps = [row["step"] for row in rows_of(run) if "learning_rate" in row]
+    assert steps == list(range(3, 76, 3))
+    before = rows_of(whole[0])
+    assert rows_of(run)[: len(before)] == before
+    again = forks(["pretrain", "-o", str(run), "--resume"])
+    assert (again["code"], again["out"]) == (0, f"{run}\n")
+    assert "is finished already" in again["err"]
+
+
+def test_less_than_what_was_done_changes_nothing(
+    corpus_folder: Path, whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    assert cli.run(words(corpus_folder, run, "--resume", "--steps", "50")) == 0
+    assert contents(run) == contents(whole[0])

@@ -190,8 +190,10 @@ def test_what_a_killed_run_left_is_cleared_and_what_it_moved_aside_returns(
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").touch()
     (tmp_path / ".step-4.old" / "manifest.json").unlink()
+    (tmp_path / "step-2" / ".lock").touch()
     recover(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-2", "step-3"]
+    assert [p.name for p in (tmp_path / "step-2").iterdir()] == ["manifest.json"]
 
 
 # -- finetune ----------------------------------------------------------------------------------

@@ -150,13 +150,15 @@ class TokenSplit:
         self.lengths: npt.NDArray[np.int64] = (
             np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         )
+        # Asked for with every row, and a large corpus has millions of documents.
+        self._tokens = int(self.lengths.sum())
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
     @property
     def tokens(self) -> int:
-        return int(self.lengths.sum())
+        return self._tokens
 
     def ids(self, number: int) -> Ids:
         """Token ids of one document, [length]."""

@@ -44,7 +44,7 @@ _PRETRAIN = TrainSettings(minutes=0.65, steps=240, seq_len=128, batch_tokens=204
 _FINETUNE = TrainSettings(minutes=2.15, steps=850, batch_tokens=2048, eval_tokens=8192)
 _OPTIM = OptimSettings(learning_rate=0.006)
 _ASKED = (("en", "address"), ("zh", "delivery_fee"), ("en", "returns"))
-_VERBS: dict[str, Callable[[Any], Path]] = {
+_VERBS: dict[str, Callable[[Any], Path | None]] = {
     "preprocess": preprocess,
     "pretrain": pretrain,
     "finetune": finetune,

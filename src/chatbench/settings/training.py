@@ -11,10 +11,11 @@ class ModelSettings(Settings):
     """Shape of a model trained from nothing; explicit numbers win over the size."""
 
     size: Annotated[
-        Literal["tiny", "small", "base"],
-        flag("Shape by name: tiny about 3M, small about 13M, base about 75M parameters and the"
-             " embedding", panel="Model"),
-    ] = "tiny"  # fmt: skip
+        Literal["auto", "tiny", "small", "base", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"],
+        flag("Shape by name; auto: the best for the time and the corpus. tiny about 3M, small about"
+             " 13M, base about 75M parameters and the embedding; gpt2...: depth, width, heads and"
+             " context of that model, blocks of ours", panel="Model"),
+    ] = "auto"  # fmt: skip
     n_layers: Annotated[int, flag("Number of blocks", "--n-layer", panel="Model", ge=1)] | None = (
         None
     )
@@ -80,7 +81,12 @@ class TrainSettings(Settings):
     batch_tokens: (
         Annotated[
             int,
-            flag("Tokens per step (default: by size)", "--total-batch-tokens", panel="Batch", ge=8),
+            flag(
+                "Tokens per step (default: by size or length)",
+                "--total-batch-tokens",
+                panel="Batch",
+                ge=8,
+            ),
         ]
         | None
     ) = None
@@ -91,8 +97,13 @@ class TrainSettings(Settings):
     ] | None = None  # fmt: skip
     compile: Annotated[
         Literal["auto", "on", "off"],
-        flag("Compile the model before training; auto: on CUDA", panel="Batch"),
+        flag("Compile the model before training; auto: on CUDA, when it pays", panel="Batch"),
     ] = "auto"
+    parallel: Annotated[
+        Literal["auto", "ddp", "fsdp"],
+        flag("What the ranks of torchrun hold: the whole model (ddp) or a share of it (fsdp); auto:"
+             " whole where it fits", panel="Batch"),
+    ] = "auto"  # fmt: skip
     activation_checkpointing: Annotated[
         Literal["auto", "on", "off"],
         knob("Compute blocks twice to save memory; auto: on CUDA when memory asks for it"),
@@ -107,13 +118,28 @@ class TrainSettings(Settings):
         Annotated[int, flag("Steps between checkpoints", "--save-steps", panel="Cadence", ge=1)]
         | None
     ) = None
-    save_minutes: Annotated[float, knob("Minutes between checkpoints besides", gt=0)] = 5.0
-    keep: Annotated[int, flag("Checkpoints kept", "--save-total-limit", panel="Cadence", ge=1)] = 2
-    eval_tokens: Annotated[int, knob("Validation tokens looked at each time", ge=1)] = 65_536
+    save_minutes: Annotated[float, knob("Minutes between checkpoints besides", gt=0)] = 1.0
+    keep: Annotated[
+        int,
+        flag("Newest checkpoints kept, besides the best", "--save-total-limit", panel="Cadence",
+             ge=1),
+    ] = 2  # fmt: skip
+    patience: Annotated[
+        int,
+        flag("Stop after so many validations without a better one, 0 = never (default: finetune 3,"
+             " pretrain 0)", "--early-stopping-patience", panel="Cadence", ge=0),
+    ] | None = None  # fmt: skip
+    eval_tokens: Annotated[
+        int,
+        knob("Validation tokens looked at each time (default 65536, fewer in short runs)", ge=1),
+    ] | None = None  # fmt: skip
     prompts: Annotated[list[str], knob("What the samples continue or answer")] = field(
         default_factory=list
     )
     tensorboard: Annotated[bool, knob("Write TensorBoard events when it is installed")] = True
+    histograms: (
+        Annotated[int, knob("Steps between histograms of weights and gradients", ge=1)] | None
+    ) = None
 
 
 class OptimSettings(Settings):
@@ -126,7 +152,8 @@ class OptimSettings(Settings):
     ] = "muon"  # fmt: skip
     learning_rate: (
         Annotated[
-            float, flag("Peak learning rate (default: by width)", "--lr", panel="Optimiser", gt=0)
+            float,
+            flag("Peak learning rate (default: by width, batch)", "--lr", panel="Optimiser", gt=0),
         ]
         | None
     ) = None
@@ -136,8 +163,17 @@ class OptimSettings(Settings):
     min_lr: Annotated[float, knob("Rate at the end, as a share of the peak", ge=0, le=1)] = 0.05
     beta1: Annotated[float, knob("AdamW's first momentum", ge=0, lt=1)] = 0.9
     beta2: Annotated[float, knob("AdamW's second momentum", ge=0, lt=1)] = 0.95
-    momentum: Annotated[float, knob("Muon's momentum", ge=0, lt=1)] = 0.95
+    momentum: Annotated[float, knob("Muon's momentum, after 300 steps", ge=0, lt=1)] = 0.95
+    embedding_rate: Annotated[
+        float, knob("Rate of embedding, head and norms beside Muon, as a multiple", gt=0)
+    ] = 4.0
     grad_clip: Annotated[float, knob("Largest gradient norm; 0 = never clip", ge=0)] = 1.0
+    spike: Annotated[
+        float, knob("Skip a step whose gradient norm is so many medians above it; 0 = never", ge=0)
+    ] = 10.0
+    most_skips: Annotated[
+        int, knob("End after so many steps in a row without a finite loss and gradient", ge=1)
+    ] = 5
 
 
 class PretrainSettings(Settings):
@@ -146,6 +182,7 @@ class PretrainSettings(Settings):
     data: Annotated[str, flag("Corpus folder made by preprocess (required)", "-d")]
     out: Annotated[str, flag("Run folder to write (required)", "-o", "--out-dir", "--output-dir")]
     resume: Annotated[bool, flag("Continue what is in the run folder")] = False
+    dry_run: Annotated[bool, flag("Show the plan and what it will cost, then end")] = False
     seed: Annotated[int, flag("Seed of weights and data order", ge=0, le=LARGEST_SEED)] = 0
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[
@@ -164,6 +201,7 @@ class FinetuneSettings(Settings):
     data: Annotated[str, flag("Dialogues (.jsonl) or a corpus folder (required)", "-d")]
     out: Annotated[str, flag("Run folder to write (required)", "-o", "--out-dir", "--output-dir")]
     resume: Annotated[bool, flag("Continue what is in the run folder")] = False
+    dry_run: Annotated[bool, flag("Show the plan and what it will cost, then end")] = False
     train_on: Annotated[
         Literal["assistant", "all"], flag("Learn the replies only, or every token")
     ] = "assistant"

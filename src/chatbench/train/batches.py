@@ -42,6 +42,9 @@ class Rows(Protocol):
 
     def row(self, epoch: int, number: int) -> Row: ...
 
+    def weight(self, epoch: int, number: int) -> float:
+        """The sum of a row's weights, without making the row."""
+
 
 def permutation(seed: int, epoch: int, count: int) -> Ints:
     """The order of an epoch."""
@@ -84,6 +87,9 @@ class StreamRows:
             zeros,
             np.arange(self._seq_len),
         )
+
+    def weight(self, epoch: int, number: int) -> float:
+        return float(min(self._seq_len, self._split.tokens - number * self._seq_len))
 
     def _stream(self, epoch: int, begin: int, end: int) -> Ints:
         order, ends = self._order(epoch)
@@ -181,6 +187,10 @@ class PackedRows:
     def count(self) -> int:
         return len(self._bins)
 
+    def weight(self, epoch: int, number: int) -> float:
+        spans = (self._spans_kept[which] for which in self._bins[int(self._order(epoch)[number])])
+        return float(sum(self._learned(span).sum(dtype=np.float64) for span in spans))
+
     def row(self, epoch: int, number: int) -> Row:
         ids, targets, document, position = (np.zeros(self._seq_len, np.int64) for _ in range(4))
         weights = np.zeros(self._seq_len, np.float32)
@@ -228,28 +238,43 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 class Batches:
-    """Global batches of `rows_per_step` rows in micro-batches."""
+    """Global batches of `rows_per_step` rows in micro-batches; of several ranks each takes its own
+    rows of the same global batch."""
 
-    def __init__(self, rows: Rows, rows_per_step: int, micro_batch: int) -> None:
+    def __init__(
+        self, rows: Rows, rows_per_step: int, micro_batch: int, *, rank: int = 0, ranks: int = 1
+    ) -> None:
         if not rows.count():
             raise DataError("the training split holds nothing to learn from")
         self._rows = rows
         self._per_step = rows_per_step
         self._micro = micro_batch
+        self._rank, self._ranks = rank, ranks
 
     def batch(self, step: int) -> GlobalBatch:
-        """Rows step·R .. of the endless sequence of epochs."""
+        """Rows step·R .. of the endless sequence of epochs; rank r takes r, r + ranks, ….
+
+        `weight` and `tokens` are those of all ranks. All have as many micro-batches: what a rank
+        lacks is a row that counts for nothing.
+        """
         first = step * self._per_step
-        rows = [
-            self._rows.row(*divmod(index, self._rows.count()))
-            for index in range(first, first + self._per_step)
+        places = [
+            divmod(index, self._rows.count()) for index in range(first, first + self._per_step)
         ]
+        rows = [self._rows.row(*place) for place in places[self._rank :: self._ranks]]
+        wanted = -(-self._per_step // self._ranks)
+        if len(rows) < wanted:
+            row = rows[0] if rows else self._rows.row(*places[0])
+            rows.append(row._replace(weights=np.zeros_like(row.weights)))
         parts = [
             collate(rows[begin : begin + self._micro], self._rows.isolated)
             for begin in range(0, len(rows), self._micro)
         ]
-        weight = float(sum(row.weights.sum(dtype=np.float64) for row in rows))
-        return GlobalBatch(parts, weight, len(rows) * len(rows[0].ids))
+        if self._ranks == 1:
+            weight = sum(row.weights.sum(dtype=np.float64) for row in rows)
+        else:
+            weight = sum(self._rows.weight(*place) for place in places)
+        return GlobalBatch(parts, float(weight), self._per_step * len(rows[0].ids))
 
 
 def collate(rows: Sequence[Row], isolated: bool) -> Batch:

@@ -1,7 +1,12 @@
-"""A checkpoint is a folder: a whole model, the optimiser, the state, a manifest over all three."""
+"""A checkpoint is a folder: a whole model, the optimiser, the state, a manifest over all three.
+
+Where parameters are spread over ranks, `sharded/` is in place of model and optimiser.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +20,25 @@ from chatbench.errors import IntegrityError
 from chatbench.model.architectures import ARCHITECTURES
 from chatbench.model.folder import read_config, read_weights, write_model
 from chatbench.model.transformer import ModelConfig
-from chatbench.storage import new_folder, remove_folder, verify, write_json
+from chatbench.model.weights import Deferred
+from chatbench.storage import FileEntry, new_folder, remove_folder, verify, write_json
 from chatbench.text.tokenizer import Tokenizer
+from chatbench.train.parts import Meeting, Part, Parts
+from chatbench.train.skipping import Skips
 
 KIND = "checkpoint"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
+_SHARDED = "sharded"
 
 
 class TrainState(msgspec.Struct):
-    """Where a run is. All randomness is a function of seed and step, so no generator is kept."""
+    """Where a run is. All randomness is a function of seed and step, so no generator is kept.
+
+    `validated`, `val_loss`: the newest validation; `best_step`, `best_loss`: the best; `stale`:
+    validations since. `norm`: the newest gradient norm. `micro_batch`: rows computed at once, which
+    memory may have made fewer.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -32,14 +46,34 @@ class TrainState(msgspec.Struct):
     window_total: float = 0.0
     window_weight: float = 0.0
     validated: int = 0
+    val_loss: float | None = None
+    best_step: int = 0
+    best_loss: float | None = None
+    stale: int = 0
+    micro_batch: int = 0
+    norm: float = 0.0
+    skips: Skips = msgspec.field(default_factory=Skips)
     log_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     fingerprint: str = ""
+    tokenizer: str = ""
+
+    def judge(self, loss: float) -> None:
+        """Take in the validation of this step."""
+        self.validated, self.val_loss = self.step, loss
+        if loss < (math.inf if self.best_loss is None else self.best_loss):
+            self.best_step, self.best_loss, self.stale = self.step, loss, 0
+        else:
+            self.stale += 1
+
+    def copied(self) -> TrainState:
+        """A copy that shares nothing."""
+        return msgspec.convert(msgspec.to_builtins(self), TrainState)
 
 
 class Restored(NamedTuple):
     state: TrainState
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
     path: Path
 
 
@@ -58,9 +92,11 @@ def save(
     provenance: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write a checkpoint, then drop the oldest beyond `keep` and any of a later step, which is
-    one that a resume found damaged and went back behind."""
-    final = run / "checkpoints" / f"step-{state.step:08d}"
+    """Write a checkpoint and read it back, then drop all but the newest `keep` and the best.
+
+    One of a later step goes too: a resume found it damaged and went back behind it.
+    """
+    final = checkpoint_of(run, state.step)
     # replace: such a one may bear the same name.
     with new_folder(final, KIND, {"step": state.step}, replace=True) as folder:
         write_model(folder / "model", config, weights, tokenizer, provenance)
@@ -69,11 +105,56 @@ def save(
             folder / _OPTIMIZER,
         )
         write_json(folder / _STATE, state)
+    verify(final, KIND)
+    _drop_others(run, state, keep)
+    return final
+
+
+def save_part(run: Path, state: TrainState, part: Part, meeting: Meeting, keep: int) -> Path | None:
+    """What `save` does, by all ranks together; `run` and `keep` are rank 0's, which returns the
+    folder. Each has read its own file back.
+
+    Raises EnvironmentFault on the rank that cannot write.
+    """
+    if part.rank:
+        meeting.follow(state.step, part)
+        return None
+    final = checkpoint_of(run, state.step)
+    known: dict[str, FileEntry] = {}
+    info = {"step": state.step}
+    with new_folder(final, KIND, info, replace=True, known=known) as folder:
+        written = meeting.lead(state.step, folder / _SHARDED, part)
+        known |= {f"{_SHARDED}/{name}": entry for name, entry in written.items()}
+        write_json(folder / _STATE, state)
+    _drop_others(run, state, keep)
+    return final
+
+
+def _drop_others(run: Path, state: TrainState, keep: int) -> None:
+    """All checkpoints but the newest `keep` and the best."""
+    final = checkpoint_of(run, state.step)
     kept = [path for path in checkpoints_of(run) if path <= final][-keep:]
+    kept.append(checkpoint_of(run, state.best_step))
     for path in checkpoints_of(run):
         if path not in kept:
             remove_folder(path)
-    return final
+
+
+def checkpoint_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, or would lie."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def weights_at(run: Path, step: int) -> Mapping[str, Tensor | Deferred]:
+    """A checkpoint's weights, by our names, deferred where ranks wrote their parts.
+
+    Raises IntegrityError unless it is there and whole.
+    """
+    path = checkpoint_of(run, step)
+    verify(path, KIND)
+    if (path / _SHARDED).is_dir():
+        return Parts(path / _SHARDED).chosen(memory=False).deferred()
+    return _weights(path / "model")
 
 
 def load_newest(run: Path) -> Restored | None:
@@ -97,6 +178,10 @@ def _load(path: Path) -> Restored:
     verify(path, KIND)
     try:
         state = msgspec.json.decode((path / _STATE).read_bytes(), type=TrainState)
+        if (path / _SHARDED).is_dir():
+            parts = Parts(path / _SHARDED)
+            weights, memory = parts.chosen(memory=False), parts.chosen(memory=True)
+            return Restored(state, weights, memory, path)
         optimizer = dict(load((path / _OPTIMIZER).read_bytes()))
     except (msgspec.DecodeError, SafetensorError, OSError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error

@@ -28,6 +28,10 @@ from chatbench.train.plan import Plan
 # Boundaries of documents are padded to a power of two from here on, so that few lengths occur.
 _FEWEST_STARTS = 512
 _USABLE = 0.8
+# What compiling takes, and how much faster steps are then, from published figures; on a CPU
+# chatbench gains nothing by default, as its own passes are fused by hand.
+_COMPILE_SECONDS = 60.0
+_COMPILED_SPEED = 1.5
 
 
 def as_trained(
@@ -43,17 +47,20 @@ def as_trained(
         device,
     ):  # fmt: skip
         model.block_runner = run_twice
-    if not wants_compiling(settings.compile, device):
+    if not wants_compiling(settings.compile, device, plan.seconds):
         return model, None
     return compiled(model), partial(to_shape, rows=plan.micro_batch, seq_len=plan.seq_len)
 
 
-def wants_compiling(setting: str, device: torch.device) -> bool:
-    """What `auto`, `on` or `off` means on this device: `auto` compiles on CUDA alone.
+def wants_compiling(setting: str, device: torch.device, seconds: float | None = None) -> bool:
+    """What `auto`, `on` or `off` means on this device: `auto` compiles on CUDA alone, and only a
+    run of so many `seconds`, where that is known, that it pays.
 
     Raises EnvironmentFault when `on` is asked where a compiler is missing.
     """
     if setting == "off" or (setting == "auto" and device.type != "cuda"):
+        return False
+    if setting == "auto" and seconds is not None and seconds < compiling_pays_from():
         return False
     missing = _missing(device)
     if missing is None:
@@ -65,6 +72,11 @@ def wants_compiling(setting: str, device: torch.device) -> bool:
         )
     console.notice(f"the model is not compiled, since {missing} is not here")
     return False
+
+
+def compiling_pays_from() -> float:
+    """Seconds that a run must take uncompiled for compiling to save time."""
+    return _COMPILE_SECONDS * _COMPILED_SPEED / (_COMPILED_SPEED - 1)
 
 
 def check_compiler(setting: str, device: torch.device) -> None:

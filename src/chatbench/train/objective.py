@@ -33,6 +33,20 @@ class Batch(NamedTuple):
         places = self.weights.flatten().nonzero().squeeze(1)
         return self._replace(places=places, weight=float(self.weights.sum()))
 
+    def cut(self, rows: int) -> list[Batch]:
+        """The same in batches of at most so many rows."""
+        if len(self.ids) <= rows:
+            return [self]
+        here = []
+        for begin in range(0, len(self.ids), rows):
+            ids, targets, weights = (t[begin : begin + rows] for t in self[:3])
+            packing = self.packing
+            if packing is not None:
+                document, position = packing.document, packing.position
+                packing = Packing(document[begin : begin + rows], position[begin : begin + rows])
+            here.append(Batch(ids, targets, weights, packing))
+        return here
+
     def pinned(self) -> Batch:
         """Counted, and in pinned memory, from where a GPU copies without the host."""
         here = self.counted()
@@ -67,6 +81,10 @@ class GlobalBatch(NamedTuple):
     parts: list[Batch]
     weight: float
     tokens: int
+
+    def cut(self, rows: int) -> GlobalBatch:
+        """The same step with at most so many rows at once."""
+        return self._replace(parts=[piece for part in self.parts for piece in part.cut(rows)])
 
 
 class Objective(Protocol):

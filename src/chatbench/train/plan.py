@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
-from chatbench import console
 from chatbench.errors import UsageError
 from chatbench.model.transformer import ModelConfig
-from chatbench.settings import ModelSettings, OptimSettings, TrainSettings
+from chatbench.settings import ModelSettings, OptimSettings, PretrainSettings, TrainSettings
 
 DEFAULT_PRETRAIN_MINUTES = 10.0
 DEFAULT_FINETUNE_EPOCHS = 3.0
 _ALIGNMENT = 64
 _STEPS_AN_EPOCH = 10
 _RATE_TIMES_WIDTH = {"muon": 0.77, "adamw": 0.26}
+_RATE_BATCH = 2048
+_RATE_BOUNDS = (0.7, 3.0)
+_EVAL_TOKENS = 65_536
 
 
 class Size(NamedTuple):
@@ -29,7 +32,53 @@ SIZES = {
     "tiny": Size(4, 256, 4, 2, 256, 4096),
     "small": Size(8, 384, 6, 3, 512, 16_384),
     "base": Size(12, 768, 12, 4, 1024, 65_536),
+    "gpt2": Size(12, 768, 12, 12, 1024, 65_536),
+    "gpt2-medium": Size(24, 1024, 16, 16, 1024, 131_072),
+    "gpt2-large": Size(36, 1280, 20, 20, 1024, 262_144),
+    "gpt2-xl": Size(48, 1600, 25, 25, 1024, 262_144),
 }
+# What fills the gaps when only some numbers of a shape are given.
+_USUAL = "tiny"
+_SHAPE = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "ffn_size")
+# Settings that a plan may choose; a resume takes over what was chosen.
+_CHOSEN = {
+    "model": ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "ffn_size"),
+    "train": ("seq_len", "batch_tokens", "micro_batch", "eval_tokens", "eval_every"),
+}
+
+
+def usual_batch(model: ModelSettings) -> int:
+    """Tokens a step where nothing else says how many."""
+    return SIZES[_USUAL if model.size == "auto" else model.size].batch_tokens
+
+
+def is_open(model: ModelSettings) -> bool:
+    """Whether the shape is left to be chosen: no size and no number of it is given."""
+    return model.size == "auto" and not any(getattr(model, name) for name in _SHAPE)
+
+
+def take_over(settings: Any, before: Any) -> None:
+    """Fill what `settings` leaves open with what was chosen when the run began, `before`."""
+    for group, names in _CHOSEN.items():
+        now = getattr(settings, group)
+        if isinstance(now, str):  # finetune's model is a folder
+            continue
+        then = getattr(before, group)
+        if group == "model" and not is_open(now):
+            continue
+        for name in names:
+            if getattr(now, name) is None:
+                setattr(now, name, getattr(then, name))
+
+
+def fix_shape(settings: PretrainSettings, config: ModelConfig, batch_tokens: int) -> None:
+    """Write a chosen shape into the settings, from where config.toml takes it."""
+    model, train = settings.model, settings.train
+    model.n_layers, model.hidden_size = config.n_layers, config.hidden_size
+    model.n_heads, model.n_kv_heads = config.n_heads, config.n_kv_heads
+    model.head_dim, model.ffn_size = config.head_dim, config.ffn_size
+    train.seq_len = train.seq_len or config.context
+    train.batch_tokens = train.batch_tokens or batch_tokens
 
 
 class Plan(NamedTuple):
@@ -44,17 +93,34 @@ class Plan(NamedTuple):
     eval_every: int
     sample_every: int
     save_every: int
+    eval_tokens: int = _EVAL_TOKENS
+    # What is expected: seconds of a step, and of the whole run; None: nobody measured.
+    step_seconds: float | None = None
+    seconds: float | None = None
+    # When the command began, on time.monotonic's clock, since minutes count from there; and the
+    # seconds until training began, which the schedule does not count.
+    begun: float | None = None
+    spent: float = 0.0
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the run that is done, by whichever limit is nearest."""
         by_step = step / self.steps if self.steps else 0.0
-        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
-        return max(by_step, by_time)
+        if not self.minutes:
+            return by_step
+        limit = 60 * self.minutes
+        spent = min(self.spent, 0.9 * limit)
+        return max(by_step, (seconds - spent) / (limit - spent))
+
+    def left(self, step: int, seconds: float) -> float:
+        """Seconds to go at the pace so far; 0 before the first step."""
+        share = min(1.0, self.progress(step, seconds))
+        trained = max(0.0, seconds - self.spent) if self.minutes else seconds
+        return trained / share - trained if share > 0 else 0.0
 
 
 def model_config(settings: ModelSettings, seq_len: int | None, vocab_size: int) -> ModelConfig:
     """The shape to build. Raises UsageError when explicit numbers do not fit together."""
-    size = SIZES[settings.size]
+    size = SIZES[_USUAL if settings.size == "auto" else settings.size]
     hidden = settings.hidden_size or size.hidden_size
     head_dim = settings.head_dim
     n_heads = settings.n_heads
@@ -85,11 +151,17 @@ def _round_up(width: float) -> int:
     return -(-int(width) // _ALIGNMENT) * _ALIGNMENT if width > _ALIGNMENT else int(width)
 
 
-def default_rate(optimizer: str, hidden_size: int, *, finetune: bool) -> float:
-    """Peak rate when none is given: falls as 1 / width (Yang et al. 2022), and a model that knows
-    something already moves in steps of a quarter. The constants were found at width 128."""
+def default_rate(
+    optimizer: str, hidden_size: int, *, finetune: bool, batch_tokens: int = _RATE_BATCH
+) -> float:
+    """Peak rate when none is given: falls as 1 / width (Yang et al. 2022), and grows as the root of
+    the batch (Malladi et al. 2022), within bounds. A model that knows something already moves in
+    steps of a quarter, whatever its batch. The constants were found at width 128."""
     rate = _RATE_TIMES_WIDTH[optimizer] / hidden_size
-    return rate / 4 if finetune else rate
+    if finetune:
+        return rate / 4
+    low, high = _RATE_BOUNDS
+    return rate * min(max(math.sqrt(batch_tokens / _RATE_BATCH), low), high)
 
 
 def make_plan(
@@ -125,29 +197,13 @@ def make_plan(
         rows_per_step=rows,
         micro_batch=micro,
         learning_rate=optim.learning_rate
-        or default_rate(optim.optimizer, hidden_size, finetune=finetune),
+        or default_rate(
+            optim.optimizer, hidden_size, finetune=finetune, batch_tokens=rows * seq_len
+        ),
         steps=steps,
         minutes=minutes,
         eval_every=settings.eval_every or cadence,
         sample_every=settings.sample_every or settings.eval_every or cadence,
         save_every=settings.save_every or max(cadence, 100),
-    )
-
-
-def show_plan(
-    plan: Plan, config: ModelConfig, parameters: int, rows_per_epoch: int, dtype: str, device: str
-) -> None:
-    """What a person would ask before the first step."""
-    length = [f"{plan.steps:,} steps"] if plan.steps else []
-    length += [f"{plan.minutes:g} minutes"] if plan.minutes else []
-    if plan.steps:
-        length.append(f"{plan.steps * plan.rows_per_step / rows_per_epoch:.2g} epochs")
-    console.say(
-        f"model: {config.n_layers} layers × {config.hidden_size} wide, "
-        f"{config.n_heads} heads ({config.n_kv_heads} kv), "
-        f"{console.format_count(parameters)} parameters, context {config.context}"
-    )
-    console.say(
-        f"run: {', '.join(length)} · {plan.rows_per_step} rows of {plan.seq_len} tokens a step, "
-        f"{rows_per_epoch:,} rows an epoch · {dtype} on {device}"
+        eval_tokens=settings.eval_tokens or _EVAL_TOKENS,
     )

@@ -14,17 +14,26 @@ from torch import Tensor
 
 
 class Reading(NamedTuple):
-    """Of step `step`: the summed loss, the weight it is to be divided by, the gradient norm."""
+    """Of step `step`: the summed loss, the weight it is to be divided by, the gradient norm.
+
+    `refused`: the device did not take the step. `limit`: the largest norm it would have taken.
+    `watched`: the warm-up was over.
+    """
 
     step: int
     weight: float
     total: float
     norm: float
+    refused: bool
+    limit: float
+    watched: bool
 
 
 class _Sent(NamedTuple):
     step: int
     weight: float
+    limit: float
+    watched: bool
     values: Tensor
     arrived: torch.cuda.Event | None
 
@@ -37,16 +46,19 @@ class Readings:
         self.late = device.type == "cuda" if late is None else late
         self._sent: deque[_Sent] = deque()
 
-    def put(self, step: int, weight: float, total: Tensor, norm: Tensor) -> None:
-        """Send total and norm, both (), on their way."""
-        values = torch.stack((total, norm.to(total.dtype)))
+    def put(
+        self, step: int, weight: float, total: Tensor, norm: Tensor, refused: Tensor, limit: float,
+        *, watched: bool,
+    ) -> None:  # fmt: skip
+        """Send total, norm and whether the step was refused, all (), on their way."""
+        values = torch.stack((total, norm.to(total.dtype), refused.to(total.dtype)))
         arrived = None
         if values.device.type == "cuda":
-            pinned = torch.empty(2, dtype=values.dtype, pin_memory=True)
+            pinned = torch.empty(len(values), dtype=values.dtype, pin_memory=True)
             values = pinned.copy_(values, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
-        self._sent.append(_Sent(step, weight, values, arrived))
+        self._sent.append(_Sent(step, weight, limit, watched, values, arrived))
 
     def take(self, *, everything: bool = False) -> list[Reading]:
         """What there is to know, oldest first; `everything` waits for the newest step too."""
@@ -56,6 +68,10 @@ class Readings:
             sent = self._sent.popleft()
             if sent.arrived is not None:
                 sent.arrived.synchronize()
-            total, norm = sent.values.tolist()
-            found.append(Reading(sent.step, sent.weight, total, norm))
+            total, norm, refused = sent.values.tolist()
+            found.append(
+                Reading(
+                    sent.step, sent.weight, total, norm, bool(refused), sent.limit, sent.watched
+                )
+            )
         return found

@@ -2,69 +2,123 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
+import torch
 
 from chatbench import __version__, console
 from chatbench.conversation import Message, parse_messages
 from chatbench.corpus.build import preprocess
 from chatbench.corpus.shards import Corpus, TokenSplit, open_corpus
-from chatbench.errors import IntegrityError, UsageError
-from chatbench.model.device import pick_device, pick_dtype
+from chatbench.errors import DataError, IntegrityError, UsageError
+from chatbench.model.device import dtype_name, pick_device, pick_dtype
 from chatbench.model.folder import open_model, read_provenance, tokenizer_folder
-from chatbench.model.transformer import GPT, initialise
+from chatbench.model.transformer import GPT, ModelConfig, initialise
 from chatbench.settings import FinetuneSettings, PreprocessSettings, PretrainSettings
+from chatbench.settings.base import replace
 from chatbench.text.chat_templates import has_template
 from chatbench.text.template import reply_prompt
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train.batches import Batches, PackedRows, Rows, StreamRows, held_out
 from chatbench.train.compiling import check_compiler
+from chatbench.train.forecast import Difficulty, difficulty
 from chatbench.train.likelihood import Likelihood
-from chatbench.train.loop import Prompt, Trainer
+from chatbench.train.loop import Trainer
+from chatbench.train.parallel import World, led, options, world
 from chatbench.train.plan import (
     DEFAULT_FINETUNE_EPOCHS,
     DEFAULT_PRETRAIN_MINUTES,
-    SIZES,
+    Plan,
     make_plan,
-    model_config,
-    show_plan,
+    usual_batch,
 )
-from chatbench.train.run import CONFIG, Run, RunSettings, open_run
+from chatbench.train.planning import (
+    chosen_shape,
+    costs,
+    fitting_micro_batch,
+    settled,
+    tell_warnings,
+    use_threads,
+)
+from chatbench.train.references import References
+from chatbench.train.run import CONFIG, Run, RunSettings, open_run, patience_of
+from chatbench.train.samples import Prompt
+from chatbench.train.summary import summary
+from chatbench.train.table import show_plan
 
 _PROMPT_CHARACTERS = 24
 _SAMPLES = 2
 _FINETUNE_BATCH_TOKENS = 4096
 
 
-def pretrain(settings: PretrainSettings) -> Path:
-    """Train a model from nothing on a corpus folder; returns the run folder."""
+def pretrain(settings: PretrainSettings, begun: float | None = None) -> Path | None:
+    """Train a model from nothing on a corpus folder; returns the run folder, None after a dry run.
+
+    `begun`: when the command did, on time.monotonic's clock; minutes count from there.
+    """
+    begun, settings = begun or time.monotonic(), replace(settings)
+    with world(pick_device(settings.device), settings.train.parallel) as ranks:
+        return _pretrain(settings, begun, ranks)
+
+
+def _pretrain(settings: PretrainSettings, begun: float, ranks: World) -> Path | None:
+    settings.resume |= ranks.restarted
+    ranks.compare(options(settings))
     corpus = open_corpus(Path(settings.data))
-    device = pick_device(settings.device)
+    ranks.compare({"the corpus": corpus.fingerprint})
+    device = ranks.device(pick_device(settings.device))
     check_compiler(settings.train.compile, device)
-    config = model_config(settings.model, settings.train.seq_len, corpus.tokenizer.vocab_size)
-    with open_run(settings) as run:
-        if run.finished:
+    with _place(settings, ranks) as (run, _):
+        if run is not None and run.finished:
             return run.path
-        model = GPT(config)
-        initialise(model, settings.seed)
+        threads = use_threads(device)
+        hard = difficulty(corpus)
+        with led(settings, ranks):
+            dtype = _number_format(run, settings, device)
+            config = chosen_shape(settings, corpus, hard, device, dtype, begun)
         rows, held = (
             StreamRows(split, config.context, corpus.tokenizer.end_of_text, settings.seed)
             for split in (corpus.split("train"), corpus.split("val"))
         )
+        plan = ranks.first_says(
+            lambda: _planned(
+                settings, config, rows, device, threads, begun,
+                seq_len=config.context, batch_tokens=usual_batch(settings.model), hard=hard,
+                tokenizer=corpus.tokenizer, ranks=ranks.size,
+            ),
+            Plan,
+        )  # fmt: skip
+        if run is None:
+            return None
+        model = GPT(config)
+        initialise(model, settings.seed)
         return _train(
             run, settings, corpus, model.to(device), rows, held,
-            _text_prompts(settings.train.prompts, corpus),
-            seq_len=config.context, batch_tokens=SIZES[settings.model.size].batch_tokens,
+            _text_prompts(settings.train.prompts, corpus), plan, ranks,
         )  # fmt: skip
 
 
-def finetune(settings: FinetuneSettings) -> Path:
-    """Train a model further on dialogues; returns the run folder."""
-    device = pick_device(settings.device)
+def finetune(settings: FinetuneSettings, begun: float | None = None) -> Path | None:
+    """Train a model further on dialogues; returns the run folder, None after a dry run.
+
+    `begun` as in `pretrain`.
+    """
+    begun, settings = begun or time.monotonic(), replace(settings)
+    with world(pick_device(settings.device), settings.train.parallel) as ranks:
+        return _finetune(settings, begun, ranks)
+
+
+def _finetune(settings: FinetuneSettings, begun: float, ranks: World) -> Path | None:
+    settings.resume |= ranks.restarted
+    ranks.compare(options(settings))
+    device = ranks.device(pick_device(settings.device))
     check_compiler(settings.train.compile, device)
     model, tokenizer, base = open_model(settings.model, device, template=settings.template)
     seq_len = settings.train.seq_len or model.config.context
@@ -75,10 +129,14 @@ def finetune(settings: FinetuneSettings) -> Path:
         )
     if settings.train_on == "assistant" and not _is_corpus(settings.data):
         tokenizer.template  # noqa: B018  a model without one is refused before any work
-    with open_run(settings) as run:
-        if run.finished:
+    with _place(settings, ranks) as (run, place):
+        if run is not None and run.finished:
             return run.path
-        corpus = _dialogues(settings, tokenizer, base)
+        threads = use_threads(device)
+        with led(settings, ranks):
+            _number_format(run, settings, device)
+        corpus = _dialogues(settings, tokenizer, base, place)
+        ranks.compare({"the corpus": corpus.fingerprint})
         rows, held = (
             _packed(settings, split, corpus.tokenizer, seq_len)
             for split in (corpus.split("train"), corpus.split("val"))
@@ -87,11 +145,73 @@ def finetune(settings: FinetuneSettings) -> Path:
             console.notice(
                 f"{rows.skipped} texts and pieces hold no reply to learn from, they were left out"
             )
+        plan = ranks.first_says(
+            lambda: _planned(
+                settings, model.config, rows, device, threads, begun,
+                seq_len=seq_len, batch_tokens=_FINETUNE_BATCH_TOKENS, ranks=ranks.size,
+            ),
+            Plan,
+        )  # fmt: skip
+        if run is None:
+            return None
         prompts = _chat_prompts if has_template(corpus.tokenizer) else _text_prompts
         return _train(
             run, settings, corpus, model, rows, held, prompts(settings.train.prompts, corpus),
-            seq_len=seq_len, batch_tokens=_FINETUNE_BATCH_TOKENS, base=str(base),
+            plan, ranks, base=str(base),
         )  # fmt: skip
+
+
+@contextmanager
+def _place(settings: RunSettings, ranks: World) -> Iterator[tuple[Run | None, Path]]:
+    """The run folder, locked; of a dry run a folder that vanishes."""
+    if settings.dry_run:
+        with TemporaryDirectory() as scratch:
+            yield None, Path(scratch)
+        return
+    with open_run(settings, ranks) as run:
+        yield run, run.path
+
+
+def _number_format(run: Run | None, settings: RunSettings, device: torch.device) -> torch.dtype:
+    """What to compute in, written into the settings: measured once, when a run begins."""
+    if run is not None:
+        run.take_over(settings)
+    dtype = pick_dtype(settings.dtype, device)
+    settings.dtype = dtype_name(dtype)
+    return dtype
+
+
+def _planned(
+    settings: RunSettings, config: ModelConfig, rows: Rows, device: torch.device, threads: str,
+    begun: float, *, seq_len: int, batch_tokens: int, hard: Difficulty | None = None,
+    tokenizer: Tokenizer | None = None, ranks: int = 1,
+) -> Plan:  # fmt: skip
+    """The plan, told to people. What was measured for it is written into the settings."""
+    if not rows.count():
+        raise DataError("the training split holds nothing to learn from")
+    pretraining = isinstance(settings, PretrainSettings)
+    train, dtype = settings.train, pick_dtype(settings.dtype, device)
+    plan = make_plan(
+        train, settings.optim, seq_len=seq_len, batch_tokens=batch_tokens,
+        rows_per_epoch=rows.count(), hidden_size=config.hidden_size, finetune=not pretraining,
+        default_minutes=DEFAULT_PRETRAIN_MINUTES if pretraining else None,
+        default_epochs=None if pretraining else DEFAULT_FINETUNE_EPOCHS,
+    )  # fmt: skip
+    micro = fitting_micro_batch(
+        config, plan, train, settings.optim, device, dtype, measure=plan.minutes is not None
+    )
+    if micro != plan.micro_batch:
+        train.micro_batch = micro
+        plan = plan._replace(micro_batch=micro)
+    cost = costs(config, plan, settings.optim, device, dtype)
+    plan = settled(plan, train, cost, begun, ranks)._replace(begun=begun)
+    with torch.device("meta"):
+        total = GPT(config).parameter_count()
+    place = ", ".join(word for word in (f"{settings.dtype} on {device.type}", threads) if word)
+    show_plan(plan, config, total, rows.count(), place, cost, hard)
+    if hard is not None and tokenizer is not None:
+        tell_warnings(config, plan, hard, tokenizer)
+    return plan
 
 
 def _packed(
@@ -107,39 +227,35 @@ def _packed(
 
 def _train(
     run: Run, settings: RunSettings, corpus: Corpus, model: GPT, rows: Rows, held: Rows,
-    prompts: list[Prompt], *, seq_len: int, batch_tokens: int, base: str | None = None,
+    prompts: list[Prompt], plan: Plan, ranks: World, base: str | None = None,
 ) -> Path:  # fmt: skip
     """The part that all training shares; `base` names the model that a finetune starts from."""
-    plan = make_plan(
-        settings.train, settings.optim, seq_len=seq_len, batch_tokens=batch_tokens,
-        rows_per_epoch=rows.count(), hidden_size=model.config.hidden_size, finetune=bool(base),
-        default_minutes=None if base else DEFAULT_PRETRAIN_MINUTES,
-        default_epochs=DEFAULT_FINETUNE_EPOCHS if base else None,
-    )  # fmt: skip
-    batches = Batches(rows, plan.rows_per_step, plan.micro_batch)
-    validation = held_out(held, plan.micro_batch, settings.train.eval_tokens)
+    batches = Batches(rows, plan.rows_per_step, plan.micro_batch, rank=ranks.rank, ranks=ranks.size)
+    validation = held_out(held, plan.micro_batch, plan.eval_tokens)
     device = model.model.embed_tokens.weight.device
-    restored = run.begin(settings, corpus.fingerprint, device)
-    show_plan(
-        plan, model.config, model.parameter_count(), rows.count(), settings.dtype, device.type
-    )
+    restored = run.begin(settings, corpus.fingerprint, device, corpus.tokenizer.digest, ranks)
     fitting = [prompt for prompt in prompts if len(prompt.ids) < model.config.context]
     if len(fitting) < len(prompts):
         console.notice(f"{len(prompts) - len(fitting)} sample prompts do not fit into the context")
+    assert plan.begun is not None
+    plan = plan._replace(spent=time.monotonic() - plan.begun)
     trainer = Trainer(
         run.path, plan, settings.train, settings.optim, model, corpus.tokenizer,
         Likelihood(batches, validation, corpus.tokenizer), fitting,
         _provenance(corpus, base), corpus.fingerprint, pick_dtype(settings.dtype, device),
+        patience=patience_of(settings), world=ranks,
     )  # fmt: skip
     if restored is not None:
         trainer.restore(restored)
         console.say(f"continuing from {restored.path}")
-    trainer.fit()
+    trainer.fit(References(run.path, corpus.split("train"), validation, corpus.tokenizer))
+    for line in summary(run.path, finetuned=base is not None):
+        console.say(line)
     return run.path
 
 
-def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer, base: Path) -> Corpus:
-    """The corpus folder named, or one made from a file and kept in the run folder.
+def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer, base: Path, place: Path) -> Corpus:
+    """The corpus folder named, or one made from a file and kept in `place`.
 
     It is split as the base model's corpus was, so that what was held out there is held out here.
     """
@@ -157,10 +273,9 @@ def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer, base: Path) -> 
                 hint=f"give the .jsonl itself, or preprocess with --template {settings.template}",
             )
         return corpus
-    run = Path(settings.out)
-    made = run / "corpus"
+    made = place / "corpus"
     # Without a config.toml it belongs to an attempt that never began, perhaps on other data.
-    if not (made.is_dir() and (run / CONFIG).is_file()):
+    if not (made.is_dir() and (place / CONFIG).is_file()):
         preprocess(
             PreprocessSettings(
                 inputs=[str(data)],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +15,51 @@ import torch
 
 from chatbench import __version__
 from chatbench.config import differing_keys, resolve, to_toml
-from chatbench.console import say
+from chatbench.console import notice, say
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.model.device import dtype_name, pick_dtype
-from chatbench.settings import FinetuneSettings, PretrainSettings
-from chatbench.storage import LOCK, FolderLock, disk_errors, recover, write_file, write_json
+from chatbench.settings import FinetuneSettings, PretrainSettings, TrainSettings
+from chatbench.storage import (
+    LOCK,
+    FolderLock,
+    disk_errors,
+    read_manifest,
+    recover,
+    write_file,
+    write_json,
+)
 from chatbench.train import checkpoint
+from chatbench.train.parallel import SOLO, World
+from chatbench.train.plan import take_over
 
 RunSettings = PretrainSettings | FinetuneSettings
 CONFIG = "config.toml"
 _FREE_TO_CHANGE = frozenset(
     ("out", "resume", "device", "train.keep", "train.save_every", "train.save_minutes",
-     "train.tensorboard", "train.compile", "train.activation_checkpointing")
+     "train.tensorboard", "train.histograms", "train.compile", "train.activation_checkpointing",
+     "train.parallel")
 )  # fmt: skip
+# When a run ends: a resume may ask for more.
+_LENGTH = ("minutes", "steps", "tokens", "epochs", "patience")
+_FINETUNE_PATIENCE = 3
+MODEL_KIND = "model"
+
+
+def asked(train: TrainSettings) -> dict[str, float | None]:
+    """What was asked for of a run's length; noted in the finished model."""
+    return {name: getattr(train, name) for name in _LENGTH}
+
+
+def patience_of(settings: RunSettings) -> int:
+    """Validations without a better one that end a run, 0 = any number.
+
+    Finetunes see few texts many times and overfit within minutes; pretraining gets best while its
+    rate falls, at the end, and was given that time on purpose.
+    """
+    given = settings.train.patience
+    if given is not None:
+        return given
+    return _FINETUNE_PATIENCE if isinstance(settings, FinetuneSettings) else 0
 
 
 class Run(NamedTuple):
@@ -35,17 +68,38 @@ class Run(NamedTuple):
     path: Path
     finished: bool
 
+    def take_over(self, settings: RunSettings) -> None:
+        """Fill what the settings leave open with what was chosen when the run began, if it has."""
+        if (self.path / CONFIG).is_file():
+            _before(settings, self.path / CONFIG)
+
     def begin(
-        self, settings: RunSettings, fingerprint: str, device: torch.device
+        self, settings: RunSettings, fingerprint: str, device: torch.device, tokenizer: str = "",
+        world: World = SOLO,
+    ) -> checkpoint.Restored | None:  # fmt: skip
+        """What `_begin` does, by the first process alone; all get what it found."""
+        restored = None
+        if world.first:
+            restored = self._begin(settings, fingerprint, device, tokenizer)
+        settings.dtype = world.same(settings.dtype)
+        state = world.same(restored and restored.state, checkpoint.TrainState | None)
+        if state is None:
+            return None
+        weights = world.tensors(restored and restored.weights)
+        memory = world.tensors(restored and restored.optimizer)
+        return checkpoint.Restored(state, weights, memory, restored.path if restored else self.path)
+
+    def _begin(
+        self, settings: RunSettings, fingerprint: str, device: torch.device, tokenizer: str
     ) -> checkpoint.Restored | None:
         """Write config.toml, or check against it; the checkpoint to continue from.
 
+        `fingerprint` and `tokenizer` are the digests of the data and of its tokenizer.
         Fixes `settings.dtype`, so that a resume computes as the start did.
         Raises IntegrityError when the folder was started with other settings or data.
         """
         stored = self.path / CONFIG
-        if stored.is_file():
-            _check_settings(settings, stored)
+        before = _check_settings(settings, stored) if stored.is_file() else None
         if settings.dtype == "auto":
             settings.dtype = dtype_name(pick_dtype("auto", device))
         if not stored.is_file():
@@ -53,32 +107,63 @@ class Run(NamedTuple):
             write_file(stored, to_toml(settings).encode())
         recover(self.path / "checkpoints")
         restored = checkpoint.load_newest(self.path)
-        if restored is not None and restored.state.fingerprint != fingerprint:
-            raise IntegrityError(
-                f"{settings.data} is not the data that {self.path} was trained on",
-                hint="give the same data, or choose another --out",
-            )
+        if restored is not None:
+            self._check_data(settings.data, restored.state, fingerprint, tokenizer)
+        if before is not None and asked(before.train) != asked(settings.train):
+            # From now on this is what an unfinished run has to reach.
+            write_file(stored, to_toml(settings).encode())
+            shown = _differences(asked(before.train), asked(settings.train))
+            notice(f"{shown}: the learning rate follows the new length from here on")
         return restored
+
+    def _check_data(
+        self, data: str, state: checkpoint.TrainState, fingerprint: str, tokenizer: str
+    ) -> None:
+        if state.fingerprint == fingerprint:
+            return
+        what = f"its digest is {fingerprint[:12]}, the run's {state.fingerprint[:12]}"
+        if tokenizer and state.tokenizer and tokenizer != state.tokenizer:
+            what = f"its tokenizer is {tokenizer[:12]}, the run's {state.tokenizer[:12]}"
+        raise IntegrityError(
+            f"{data} is not the data that {self.path} was trained on: {what}",
+            hint="give the same data, or choose another --out",
+        )
 
 
 @contextmanager
-def open_run(settings: RunSettings) -> Iterator[Run]:
-    """Lock `settings.out`. Raises UsageError when a run is there and --resume is not given."""
+def open_run(settings: RunSettings, world: World = SOLO) -> Iterator[Run]:
+    """Lock `settings.out`. Raises UsageError when a run is there and --resume is not given.
+
+    Of several processes the first opens it; the others write to folders that nobody will read.
+    """
+    if world.first:
+        with _open(settings) as run:
+            world.same(run.finished)
+            yield run
+    else:
+        finished = world.same(False)
+        with tempfile.TemporaryDirectory() as nowhere:
+            yield Run(Path(nowhere), finished)
+
+
+@contextmanager
+def _open(settings: RunSettings) -> Iterator[Run]:
     path = Path(settings.out)
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file, not a run folder", hint="choose another --out")
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     with FolderLock(path):
-        finished = (path / "model").is_dir()
-        begun = finished or (path / CONFIG).is_file()
+        done = (path / "model").is_dir()
+        begun = done or (path / CONFIG).is_file()
         if begun and not settings.resume:
-            what = "a finished run" if finished else "an unfinished run"
-            hint = "choose another --out" + ("" if finished else ", or add --resume to go on")
+            what = "a finished run" if done else "an unfinished run"
+            hint = "choose another --out" + ("" if done else ", or add --resume to go on")
             raise UsageError(f"{path} holds {what} already", hint=hint)
+        finished = done and not _asks_for_more(path, settings)
         if finished and (path / CONFIG).is_file():
             _check_settings(settings, path / CONFIG)
-            say(f"{path} is finished already")
+            say(f"{path} is finished already; ask for more steps, epochs or minutes to go on")
         try:
             yield Run(path, finished)
         finally:
@@ -87,14 +172,25 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
                 path.rmdir()
 
 
-def _check_settings(settings: RunSettings, stored: Path) -> None:
-    before = resolve(type(settings), config_file=stored, environ={}).settings
-    if settings.dtype == "auto":
-        settings.dtype = before.dtype
+def _asks_for_more(path: Path, settings: RunSettings) -> bool:
+    """Whether another length is asked for than that which the finished model was trained for."""
+    manifest = read_manifest(path / "model")
+    reached = None if manifest is None else manifest.info.get("asked")
+    return reached is not None and reached != asked(settings.train)
+
+
+def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    changed = [key for key in now if before[key] != now[key]]
+    return ", ".join(f"{key} was {before[key]!r}, now {now[key]!r}" for key in changed)
+
+
+def _check_settings(settings: RunSettings, stored: Path) -> RunSettings:
+    """The settings that a run was started with. Raises IntegrityError when others are given."""
+    before = _before(settings, stored)
     changed = {
         key: values
         for key, values in differing_keys(before, settings).items()
-        if key not in _FREE_TO_CHANGE
+        if key not in _FREE_TO_CHANGE and key.removeprefix("train.") not in _LENGTH
     }
     if changed:
         shown = ", ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
@@ -102,6 +198,16 @@ def _check_settings(settings: RunSettings, stored: Path) -> None:
             f"{stored.parent} was started with other settings: {shown}",
             hint="resume with the old ones, or choose another --out",
         )
+    return before
+
+
+def _before(settings: RunSettings, stored: Path) -> RunSettings:
+    """The stored settings; what was chosen then and is left open now is filled in."""
+    before = resolve(type(settings), config_file=stored, environ={}).settings
+    if settings.dtype == "auto":
+        settings.dtype = before.dtype
+    take_over(settings, before)
+    return before
 
 
 def _environment() -> dict[str, Any]:

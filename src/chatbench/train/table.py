@@ -1,0 +1,92 @@
+"""The plan, told to people before the first step."""
+
+from __future__ import annotations
+
+from chatbench import console
+from chatbench.model.transformer import ModelConfig
+from chatbench.train.budget import parameters
+from chatbench.train.forecast import Difficulty, forecast
+from chatbench.train.meters import flops_per_token
+from chatbench.train.plan import Plan
+from chatbench.train.planning import Costs, expected_tokens
+
+_LABEL = 12
+
+
+def show_plan(
+    plan: Plan, config: ModelConfig, total: int, rows_per_epoch: int, place: str,
+    cost: Costs | None = None, hard: Difficulty | None = None,
+) -> None:  # fmt: skip
+    """What a person would ask. `total`: parameters; `place`: number format, device, threads;
+    `hard`: of what is predicted how well it will be known, pretraining alone."""
+    lines = [("model", _model(config, total)), ("run", _run(plan, rows_per_epoch, config))]
+    lines.append(("batch", _batch(plan)))
+    tokens = expected_tokens(plan)
+    if cost is not None and tokens < float("inf"):
+        operations = flops_per_token(config, plan.seq_len)
+        speed = plan.rows_per_step * plan.seq_len / (plan.step_seconds or 1.0)
+        lines.append((
+            "compute",
+            f"{tokens * operations:.2g} FLOPs at {console.format_count(speed * operations)}FLOP/s "
+            f"({console.format_count(speed)} tokens/s) · {place}",
+        ))  # fmt: skip
+        lines.append(("memory", _memory(cost)))
+        lines.append(("time", f"about {console.format_duration(plan.seconds or 0.0)}"))
+    else:
+        lines.append(("compute", place))
+    if hard is not None and cost is not None:
+        lines.append(("expected", _expected(config, tokens, hard)))
+    for label, text in lines:
+        console.say(f"{label + ':':<{_LABEL}}{text}")
+
+
+def _model(config: ModelConfig, total: int) -> str:
+    _, tables = parameters(config)
+    count = console.format_count
+    return (
+        f"{config.n_layers} layers × {config.hidden_size} wide, {config.n_heads} heads "
+        f"({config.n_kv_heads} kv), {count(total)} parameters ({count(total - tables)} without the "
+        f"embedding), context {config.context}"
+    )
+
+
+def _run(plan: Plan, rows_per_epoch: int, config: ModelConfig) -> str:
+    length = [f"{plan.steps:,} steps"] if plan.steps else []
+    length += [_minutes(plan.minutes)] if plan.minutes else []
+    tokens = expected_tokens(plan)
+    if tokens == float("inf"):
+        return ", ".join(length)
+    steps = tokens / (plan.rows_per_step * plan.seq_len)
+    if not plan.steps or steps < plan.steps:
+        length.append(f"about {max(1, round(steps)):,} steps")
+    epochs = steps * plan.rows_per_step / rows_per_epoch
+    each = tokens / sum(parameters(config))
+    return (
+        f"{', '.join(length)} · {console.format_count(tokens)} tokens, {epochs:.2g} epochs, "
+        f"{each:.2g} tokens a parameter"
+    )
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes:g} minute{'' if minutes == 1 else 's'}"
+
+
+def _batch(plan: Plan) -> str:
+    return (
+        f"{plan.rows_per_step * plan.seq_len:,} tokens a step, {plan.rows_per_step} rows of "
+        f"{plan.seq_len}, {plan.micro_batch} at once · peak rate {plan.learning_rate:.3g}"
+    )
+
+
+def _memory(cost: Costs) -> str:
+    count = console.format_count
+    parts = ", ".join(f"{name} {count(size)}" for name, size in cost.memory._asdict().items())
+    return f"{count(cost.memory.peak)}B at the peak ({parts})"
+
+
+def _expected(config: ModelConfig, tokens: float, hard: Difficulty) -> str:
+    seen = forecast(hard, *parameters(config), tokens)
+    return (
+        f"{seen.bits:.2f} bits per byte ({seen.low:.2f} to {seen.high:.2f}) · trigrams of "
+        f"{console.format_count(hard.tokens)} tokens {hard.trigram:.2f}, chance {hard.uniform:.2f}"
+    )
