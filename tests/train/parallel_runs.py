@@ -5,39 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 Ranks = Callable[..., list[dict[str, Any]]]
 STEPS = 24
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    """Runs jobs as ranks.py describes them: `ranks(size, arguments, …)`; code, out, err of each."""
-    process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("ranks.py")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-
-    def ask(size: int, arguments: list[Any] | None = None, **job: Any) -> list[dict[str, Any]]:
-        job |= {"size": size, **({} if arguments is None else {"arguments": arguments})}
-        process.stdin.write(json.dumps(job) + "\n")  # type: ignore[union-attr]
-        process.stdin.flush()  # type: ignore[union-attr]
-        replies: list[dict[str, Any]] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
-        return replies
-
-    yield ask
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
 
 
 def codes(replies: list[dict[str, Any]]) -> list[int]:
@@ -85,11 +58,3 @@ def assert_same_course(run: Path, alone: Path) -> None:
         for name, value in other.items():
             bound = 1e-4 if name == "grad_norm" else 1e-6
             assert math.isclose(one[name], value, rel_tol=bound), (one, other)
-
-
-@pytest.fixture(scope="module")
-def alone(ranks: Ranks, corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("alone") / "run"
-    (done,) = ranks(1, words(corpus_folder, run))
-    assert done["code"] == 0, done["err"]
-    return run

@@ -2,15 +2,16 @@
 
 Reads one JSON job a line: `size`; `arguments`, the program's, or a list of them for each rank;
 `call`, a function of rank_checks with its `data` instead, whose number is the code; `environment`,
-of all or by rank in a list; and `disturb`, a list of `rank`, `signal`, `watch`, `lines`: the signal is sent when file
-`watch` has so many lines. `namespaces`: the network namespace of each rank, `master`: the address
-of rank 0. Answers each with a list of `code`, `out`, `err` and `seconds` after the last
-disturbance, by rank; ranks that live on after `limit` seconds are killed.
+of all or by rank in a list; and `disturb`, a list of `rank`, `signal`, `watch`, `lines`: the signal
+is sent when file `watch` has so many lines. `namespaces`: the network namespace of each rank,
+`master`: the address of rank 0. Answers each with a list of `code`, `out`, `err` and `seconds`
+after the last disturbance, by rank; ranks that live on after `limit` seconds are killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -145,6 +146,8 @@ def answer(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    with contextlib.redirect_stdout(io.StringIO()):  # and what parsing loads
+        run(["pretrain", "-d", "corpus", "-o", "run", "--print-config"])
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,28 @@ def test_a_run_measured_in_minutes_ends(
     run = pretrain(settings)
     assert (run / "model").is_dir()
     assert len(checkpoints_of(run)) >= 1
+
+
+def test_a_run_without_time_says_so_and_takes_one_step(
+    corpus_folder: Path, tiny_settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny_settings(corpus_folder, tmp_path / "run", minutes=0.01)
+    settings.train.steps = None
+    run = pretrain(settings, time.monotonic() - 30.0)
+    state = json.loads((checkpoints_of(run)[-1] / "state.json").read_bytes())
+    assert state["step"] == 1
+    assert "more --minutes would train longer" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_last_checkpoint_knows_of_a_validation_that_came_after_it(
+    corpus_folder: Path, tiny_settings: Make, tmp_path: Path
+) -> None:
+    # Step 4 is saved by its number, and validated only because it is the last.
+    run = pretrain(tiny_settings(corpus_folder, tmp_path / "run", 4, save_every=4, eval_every=3))
+    state = json.loads((checkpoints_of(run)[-1] / "state.json").read_bytes())
+    validated = {row["step"]: row["val_loss"] for row in rows_of(run) if "val_loss" in row}
+    best = min(validated, key=lambda step: validated[step])
+    assert (state["best_step"], state["best_loss"]) == (best, validated[best]) == (4, validated[4])
 
 
 def test_gradients_are_clipped_to_the_limit(corpus_folder: Path, tmp_path: Path) -> None:

@@ -9,10 +9,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from chatbench.model.attention import Packing
 from chatbench.model.config import ModelConfig
 from chatbench.model.transformer import GPT, initialise
 from chatbench.train import meters
-from chatbench.train.meters import Meter, Stopwatch, flops_per_token, peak_flops, peak_memory
+from chatbench.train.meters import (
+    Meter,
+    Stopwatch,
+    flops_per_token,
+    peak_flops,
+    peak_memory,
+    step_flops,
+)
+from chatbench.train.objective import Batch, GlobalBatch
 
 CPU = torch.device("cpu")
 
@@ -70,15 +79,62 @@ def test_a_measured_peak_is_kept_for_each_number_format() -> None:
     assert peak_flops(torch.float64, CPU) == double
 
 
+def test_a_step_is_counted_as_its_rows_were_one_by_one(rng: random.Random) -> None:
+    """Documents of a packed row cost what they cost alone; the head what counts costs."""
+    for _ in range(5):
+        config = random_config(rng)
+        lengths = [[rng.randint(1, 9) for _ in range(rng.randint(1, 4))] for _ in range(3)]
+        width = max(map(sum, lengths)) + rng.randint(0, 3)
+        weights = torch.tensor([[float(rng.randint(0, 1)) for _ in range(width)] for _ in lengths])
+        document = torch.full((3, width), -1)
+        position = torch.zeros(3, width, dtype=torch.int64)
+        for row, sizes in enumerate(lengths):
+            at = 0
+            for number, size in enumerate(sizes):
+                document[row, at : at + size] = number
+                position[row, at : at + size] = torch.arange(size)
+                at += size
+        ids = torch.zeros(3, width, dtype=torch.int64)
+        head = 6.0 * config.hidden_size * config.vocab_size
+        products = (flops_per_token(config, 0) - head) * ids.numel() + head * float(weights.sum())
+        scores = flops_per_token(config, 1) - flops_per_token(config, 0)
+
+        packed = Batch(ids, ids, weights, Packing(document, position))
+        squares = sum(size * size for sizes in lengths for size in sizes)
+        found = step_flops(config, GlobalBatch([packed], 1.0, ids.numel()))
+        assert found == pytest.approx(products + scores * squares, rel=1e-12)
+
+        whole = packed._replace(packing=None)
+        found = step_flops(config, GlobalBatch([whole, whole], 1.0, 2 * ids.numel()))
+        assert found == pytest.approx(2 * (products + scores * 3 * width * width), rel=1e-12)
+
+
 def test_the_meter_divides_by_the_peak_of_the_models_number_format() -> None:
-    config = ModelConfig(11, 1, 8, 1, 1, 8, 16, 16)
-    model = GPT(config).to(torch.float64)
-    read = Meter(model, 16).readings(1000.0)
-    peak = peak_flops(torch.float64, CPU)
-    assert read["mfu"] == pytest.approx(1000 * flops_per_token(config, 16) / peak, rel=1e-12)
-    assert read["memory"] <= peak_memory(CPU)
-    shared = Meter(model, 16, devices=4).readings(1000.0)
-    assert shared["mfu"] == pytest.approx(read["mfu"] / 4, rel=1e-12)
+    model = GPT(ModelConfig(11, 1, 8, 1, 1, 8, 16, 16)).to(torch.float64)
+    ids = torch.zeros(2, 16, dtype=torch.int64)
+    batch = GlobalBatch([Batch(ids, ids, torch.ones(2, 16), None)], 32.0, 32)
+    work, peak = step_flops(model.config, batch), peak_flops(torch.float64, CPU)
+    meter = Meter(model)
+    assert set(meter.readings()) == {"memory"}
+    for _ in range(2):
+        meter.count(batch, 10 * work / peak)
+        meter.count(batch, 30 * work / peak)
+        read = meter.readings()
+        assert read["mfu"] == pytest.approx(1 / 20, rel=1e-9)
+        assert read["memory"] <= peak_memory(CPU)
+
+
+def test_nothing_is_faster_than_the_peak() -> None:
+    """A peak that was measured while others computed is too low."""
+    model = GPT(ModelConfig(11, 1, 8, 1, 1, 8, 16, 16)).to(torch.float64)
+    ids = torch.zeros(2, 16, dtype=torch.int64)
+    batch = GlobalBatch([Batch(ids, ids, torch.ones(2, 16), None)], 32.0, 32)
+    seconds = step_flops(model.config, batch) / peak_flops(torch.float64, CPU)
+    meter = Meter(model)
+    meter.count(batch, seconds / 4)
+    assert meter.readings()["mfu"] == 1
+    meter.count(batch, seconds)
+    assert meter.readings()["mfu"] == pytest.approx(1 / 4, rel=1e-9)
 
 
 def test_peak_memory_knows_what_was_held_for_a_moment() -> None:

@@ -11,20 +11,16 @@ from pathlib import Path
 import pytest
 from train.parallel_runs import (
     Ranks,
-    alone,
     assert_same_course,
     codes,
     disturbed,
     heard,
     lines_of,
-    ranks,
     words,
 )
 
 from chatbench.storage import FolderLock
 from conftest import sample_chats, write_jsonl
-
-__all__ = ["alone", "ranks"]
 
 PARTS = [f"sharded/shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2)]
 QUICK = [("ddp", "muon", 2), ("fsdp", "muon", 3), ("fsdp", "adamw", 2), ("ddp", "adamw", 4)]

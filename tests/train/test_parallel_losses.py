@@ -17,18 +17,14 @@ from typing import Any
 import pytest
 from train.parallel_runs import (
     Ranks,
-    alone,
     assert_same_course,
     codes,
     heard,
     lines_of,
-    ranks,
     words,
 )
 
 from chatbench.train.checkpoint import checkpoints_of
-
-__all__ = ["alone", "ranks"]
 
 pytestmark = pytest.mark.slow
 

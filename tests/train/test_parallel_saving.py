@@ -10,12 +10,10 @@ import pytest
 from safetensors.torch import load_file
 from train.parallel_runs import (
     Ranks,
-    alone,
     assert_same_course,
     codes,
     heard,
     lines_of,
-    ranks,
     words,
 )
 
@@ -25,10 +23,8 @@ from chatbench.storage import read_manifest, verify
 from chatbench.train.checkpoint import KIND, checkpoint_of, checkpoints_of, load_newest
 from chatbench.train.parts import Parts
 
-__all__ = ["alone", "ranks"]
-
 CLOCKS = ("state.json", "manifest.json", "timings.jsonl", "environment.json")
-QUICK = [(1, "midst"), (0, "after")]
+QUICK = [(1, "midst")]
 
 
 def spread(corpus: Path, run: Path, *more: str) -> list[str]:
@@ -89,7 +85,6 @@ def test_a_damaged_part_is_passed_over(
     (done,) = ranks(1, words(corpus_folder, run, "--resume", "--steps", "24"))
     assert done["code"] == 0, done["err"]
     assert "does not match its checksum" in done["err"]
-    assert f"{part.parent.parent.name}; trying" not in done["err"]
     assert "trying the checkpoint before it" in done["err"]
     assert "continuing from" in done["err"]
 
@@ -105,10 +100,11 @@ def test_a_rank_that_is_killed_while_it_saves_leaves_the_checkpoint_before(
     ranks: Ranks, corpus_folder: Path, undisturbed: Path, tmp_path: Path, rng: random.Random,
     lost: int, moment: str,
 ) -> None:  # fmt: skip
-    """And the run goes on to the very bytes of one that nobody disturbed."""
+    """And the run goes on to the very bytes of one that nobody disturbed. With the fifth it ends:
+    no step shows who is missing, only silence."""
     run = tmp_path / "run"
     replies = ranks(2, call="dies_while_saving", data={
-        "lost": lost, "moment": moment, "save": rng.randint(2, 5),
+        "lost": lost, "moment": moment, "save": 5 if moment == "before" else rng.randint(2, 4),
         "arguments": spread(corpus_folder, run),
     })  # fmt: skip
     assert codes(replies) == ([-9, 8] if lost == 0 else [8, -9]), heard(replies)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from train.parallel_runs import Ranks, codes, heard, ranks
+from train.parallel_runs import Ranks, codes, heard
 from train.test_checkpoint import config_of
 
 from chatbench.errors import IntegrityError
@@ -23,8 +23,6 @@ from chatbench.model.weights import Deferred, write_file
 from chatbench.storage import hash_file
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train.parts import Part, Parts, write_part
-
-__all__ = ["ranks"]
 
 
 def drawn(rng: random.Random) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ import torch
 
 from chatbench.config import resolve
 from chatbench.corpus.shards import open_corpus
+from chatbench.errors import IntegrityError
 from chatbench.settings import (
     FinetuneSettings,
     ModelSettings,
@@ -22,6 +23,8 @@ from chatbench.settings import (
     PretrainSettings,
     TrainSettings,
 )
+from chatbench.settings.base import replace
+from chatbench.train import planning, recipes
 from chatbench.train.forecast import difficulty
 from chatbench.train.meters import flops_per_token
 from chatbench.train.plan import make_plan
@@ -194,7 +197,6 @@ def test_rows_at_once_are_cut_to_what_memory_holds(monkeypatch: pytest.MonkeyPat
 
 def test_costs_of_a_shape_too_large_to_try_are_reckoned(monkeypatch: pytest.MonkeyPatch) -> None:
     from chatbench.model.config import ModelConfig
-    from chatbench.train import planning
 
     config = ModelConfig(300, 2, 64, 1, 1, 64, 128, 32)
     train = TrainSettings(steps=3)
@@ -242,6 +244,52 @@ def test_a_dry_run_on_the_command_line_ends_well_and_says_nothing_on_stdout(
     assert (done.returncode, done.stdout) == (0, "")
     assert "layers ×" in done.stderr
     assert everything_below(tmp_path) == []
+
+
+def test_a_resume_that_measures_otherwise_is_not_refused(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is slower than at the start, and another number of rows is the fastest."""
+    limits = {"minutes": 30.0, "steps": 2, "seq_len": 16, "batch_tokens": 64}
+    settings = open_settings(corpus_folder, tmp_path / "run", **limits)
+    settings.model = ModelSettings(n_layers=1, hidden_size=16, n_heads=1)
+    run = pretrain(settings)
+    assert run is not None
+    stored = resolve(PretrainSettings, config_file=run / "config.toml", environ={}).settings
+    assert stored.train.micro_batch
+    assert stored.train.eval_every
+    assert stored.train.eval_tokens
+    resumed = replace(settings)
+    resumed.resume = True
+    resumed.train.steps = 3
+    monkeypatch.setattr(planning, "best_micro_batch", lambda *_: 1)
+    slow = cost_of(Timing(100.0, 1.0))
+    monkeypatch.setattr(recipes, "costs", lambda *_: slow)
+    assert pretrain(resumed) == run
+
+
+def test_a_resume_with_less_memory_is_not_refused(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = open_settings(corpus_folder, tmp_path / "run", steps=2, seq_len=16, batch_tokens=64)
+    settings.model = ModelSettings(n_layers=1, hidden_size=16, n_heads=1)
+    run = pretrain(settings)
+    assert run is not None
+    monkeypatch.setattr(recipes, "fitting_micro_batch", lambda *_, **__: 1)
+    settings.resume, settings.train.steps = True, 3
+    assert pretrain(settings) == run
+
+
+def test_a_resume_with_other_settings_is_refused_before_anything_is_measured(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = open_settings(corpus_folder, tmp_path / "run", steps=2, seq_len=16, batch_tokens=64)
+    settings.model = ModelSettings(n_layers=1, hidden_size=16, n_heads=1)
+    assert pretrain(settings) is not None
+    monkeypatch.setattr(recipes, "costs", None)
+    settings.resume, settings.train.steps, settings.optim.learning_rate = True, 3, 0.1
+    with pytest.raises(IntegrityError, match=r"learning_rate was None, now 0\.1"):
+        pretrain(settings)
 
 
 def test_what_was_chosen_is_stored_and_a_resume_takes_it_over(

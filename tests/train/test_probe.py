@@ -12,14 +12,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from chatbench.model.head import linear_cross_entropy
 from chatbench.model.transformer import GPT, ModelConfig
 from chatbench.settings import OptimSettings
 from chatbench.train import machine
 from chatbench.train.memory import kept_by_a_row, predict
-from chatbench.train.optimizer import Optimizers
-from chatbench.train.probe import Machine, Probe, Timing, best_micro_batch, fitting_rows, look
+from chatbench.train.meters import flops_per_token
+from chatbench.train.optimizer import Optimizers, newton_schulz_steps, orthogonalise
+from chatbench.train.probe import (
+    Machine,
+    Probe,
+    Timing,
+    best_micro_batch,
+    few_share,
+    fitting_rows,
+    look,
+    update_flops,
+)
 
 CPU = torch.device("cpu")
 
@@ -128,7 +139,8 @@ def test_a_probe_takes_real_steps_and_leaves_no_trace() -> None:
     assert torch.equal(torch.rand(3), expected)
     assert found.token > 0
     assert found.update > 0
-    assert found.step(10) == 10 * found.token + found.update
+    assert found.step(10**6) == 10**6 * found.token + found.update
+    assert found.step(10) == 10 * found.token + found.few * found.update
 
 
 def test_a_large_shape_is_measured_with_fewer_blocks_and_reckoned_up(
@@ -156,10 +168,14 @@ def test_a_large_shape_is_measured_with_fewer_blocks_and_reckoned_up(
 def test_shapes_that_were_measured_are_returned_and_others_lie_between(
     rng: random.Random,
 ) -> None:
-    known = [
-        (config(width), Timing(rng.uniform(1e-6, 1e-3), rng.uniform(1e-3, 1)))
-        for width in (32, 64, 256)
-    ]
+    known: list[tuple[ModelConfig, Timing]] = []
+    rate, update = 1e9, rng.uniform(1e-3, 1)
+    for width in (32, 64, 256):
+        shape = config(width)
+        rate *= rng.uniform(1.01, 2)
+        flops = flops_per_token(shape, shape.context)
+        known.append((shape, Timing(flops / rate, update, few=0.6)))
+        update *= rng.uniform(1.1, 7.9)
     seen = Machine(rng.sample(known, 3))
     for shape, timing in known:
         assert seen.timing(shape) == pytest.approx(timing, rel=1e-12)
@@ -179,11 +195,62 @@ def test_looking_ends_when_its_time_is_over() -> None:
         return Timing(1.0, 1.0)
 
     look(clock, "cpu", config, seconds=0.0)
-    assert len(asked) == 1  # one must be known
+    first = asked[0]
+    assert asked == [first, first]  # one must be known, and the very first step is not timed
     asked.clear()
     look(clock, "cpu", config, seconds=math.inf)
-    assert asked == sorted(set(asked))
-    assert len(asked) > 2
+    assert asked[0] == asked[1]
+    assert asked[1:] == sorted(set(asked))
+    assert len(asked) > 3
+
+
+def test_what_happens_once_in_a_process_is_no_reason_to_stop_looking() -> None:
+    asked: list[int] = []
+
+    def clock(shape: ModelConfig, rows: int, seconds: float) -> Timing:
+        if not asked:
+            time.sleep(0.5)
+        asked.append(shape.hidden_size)
+        return Timing(1.0, 1.0)
+
+    # With the half second counted, 4 * 0.5 would be beyond the limit after one width.
+    look(clock, "cpu", config, seconds=1.9)
+    assert len(set(asked)) > 1
+
+
+def test_a_disturbed_measurement_does_not_make_wide_shapes_look_slow(rng: random.Random) -> None:
+    def timing(width: int, rate: float, update: float) -> tuple[ModelConfig, Timing]:
+        shape = config(width)
+        return shape, Timing(flops_per_token(shape, shape.context) / rate, update)
+
+    slowed = rng.uniform(2, 20)
+    seen = Machine([timing(64, 1e9, 0.01), timing(128, 1.5e9 / slowed, 0.05 * slowed)])
+    wide = seen.timing(config(256))
+    assert wide.token <= timing(256, 1e9, 0.0)[1].token * (1 + 1e-12)
+    assert wide.update <= 0.01 * 4**3 * (1 + 1e-12)
+    calm = Machine([timing(64, 1e9, 0.01), timing(128, 1.5e9, 0.05)])
+    assert calm.timing(config(128)).token < seen.timing(config(128)).token
+
+
+def test_an_update_is_reckoned_with_the_iterations_it_will_take() -> None:
+    shape = config()
+    few = few_share(OptimSettings())
+    assert few < 1 == few_share(OptimSettings(optimizer="adamw"))
+    for tokens in (1024, 8192, 8193, 1 << 20):
+        taken = newton_schulz_steps(tokens) / newton_schulz_steps(None)
+        found = Timing(0.0, update_flops(shape), few).step(tokens)
+        assert found == pytest.approx(taken * update_flops(shape), rel=1e-12)
+
+
+def test_update_flops_are_those_of_the_products_themselves(rng: random.Random) -> None:
+    shape = config(layers=rng.randrange(1, 3))
+    with torch.device("meta"):
+        names = dict(GPT(shape).named_parameters())
+    matrices = [p for n, p in names.items() if p.ndim == 2 and "embed_" not in n and "lm_" not in n]
+    with FlopCounterMode(display=False) as counter:
+        for matrix in matrices:
+            orthogonalise(torch.ones(1, *matrix.shape))
+    assert update_flops(shape) == counter.get_total_flops()
 
 
 def test_the_fastest_micro_batch_wins_and_a_smaller_one_a_draw() -> None:

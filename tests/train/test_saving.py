@@ -80,6 +80,23 @@ def test_who_leaves_at_once_does_not_wait_for_the_write(monkeypatch: pytest.Monk
     saver.wait()
 
 
+def test_a_write_that_waits_for_lost_processes_is_told_so() -> None:
+    """But not when a person's mistake ends the run: the others still do their part."""
+    for error, told in ((RuntimeError("gloo"), True), (EnvironmentFault("full"), False)):
+        lost, gone = threading.Event(), threading.Event()
+
+        def write(lost: threading.Event = lost, gone: threading.Event = gone) -> None:
+            while not (lost.is_set() or gone.wait(0.001)):
+                pass
+
+        if not told:
+            gone.set()
+        with pytest.raises(type(error)), Saver(lost.set) as saver:  # noqa: PT012
+            saver.start(write)
+            raise error
+        assert lost.is_set() == told
+
+
 def test_a_snapshot_stays_what_it_was() -> None:
     tensors = {"a": torch.nn.Parameter(torch.ones(3)), "b": torch.zeros(2)}
     copies = snapshot(tensors)

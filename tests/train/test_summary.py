@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from chatbench.train.checkpoint import TrainState
 from chatbench.train.summary import summary
 from conftest import write_jsonl
 
@@ -46,6 +47,20 @@ def test_it_says_when_the_n_grams_are_of_a_part_of_the_text(tmp_path: Path) -> N
     assert "bits per byte: 1.500; a 5-gram model of 1M of its 52M tokens: 2.000" in summary(
         tmp_path, finetuned=True
     )
+
+
+def test_steps_after_the_last_line_of_the_logs_count(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "metrics.jsonl", [{"step": 10, "loss": 3.0, "tokens": 40_000}])
+    ended = TrainState(step=18, tokens=72_000, seconds=61.0)
+    found = summary(tmp_path, finetuned=True, ended=ended)
+    assert "trained: 18 steps · 72k tokens · 1m01s" in found
+
+
+def test_a_validation_that_was_no_number_is_not_the_best(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "metrics.jsonl", [
+        {"step": 1, "val_loss": None, "val_bits_per_byte": None}, {"step": 2, "val_loss": 2.0},
+    ])  # fmt: skip
+    assert summary(tmp_path, finetuned=True)[0] == "reached: val 2.000 at step 2, best of 1"
 
 
 def test_a_run_without_validation_or_logs_has_less_to_say(tmp_path: Path) -> None:

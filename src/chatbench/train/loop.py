@@ -83,6 +83,7 @@ class Trainer:
         self._trained, self._prepare = as_trained(model, settings, plan, dtype, self._device)
         self._loss = world.loss(objective, self._trained, self._optimizers)
         self._readings = Readings(self._device)
+        self._meter = Meter(model)
         self._state = TrainState(
             fingerprint=fingerprint, tokenizer=tokenizer.digest, micro_batch=plan.micro_batch
         )
@@ -114,6 +115,11 @@ class Trainer:
         self._feed.close()
         self._feed = self._new_feed()
 
+    @property
+    def state(self) -> TrainState:
+        """Where the run is."""
+        return self._state
+
     def close(self) -> None:
         self._feed.close()
 
@@ -136,7 +142,7 @@ class Trainer:
                 state.log_bytes,
                 state.step,
                 self._settings.tensorboard,
-                meter=Meter(self._model, self._plan.seq_len),
+                meter=self._meter,
                 references=references,
                 histograms=self._settings.histograms,
             ) as monitor,  # fmt: skip
@@ -154,6 +160,8 @@ class Trainer:
                 raise self._stop.stopped(state.step, self._run)
             if state.validated != state.step:
                 self._validate(monitor)
+                if state.validated == state.best_step:
+                    self._saved = -1  # what this step has may not know yet that it is the best
             self._save(monitor)
             self._written()
         return self._finish()
@@ -166,7 +174,8 @@ class Trainer:
         (done, self._progress, overdue), number = self._world.agree(step, own, self._stop.number)
         self._late = bool(overdue)
         self._stop.take(number)
-        return number is None and not self._is_stale() and done < 1.0
+        # One step at least, however late it is: nobody wants weights as they were drawn.
+        return number is None and not self._is_stale() and (done < 1.0 or not step)
 
     def _is_stale(self) -> bool:
         """Whether validation has not improved for long enough to stop."""
@@ -199,6 +208,7 @@ class Trainer:
         self._settle(monitor, everything=due)
         elapsed = time.monotonic() - started
         self._ending.step_seconds = elapsed
+        self._meter.count(batch, elapsed)
         monitor.progress(state.step, state.seconds + elapsed, self._mean(), batch.tokens / elapsed)
         if due:
             self._log(monitor, scale, batch.tokens, elapsed)

@@ -14,6 +14,7 @@ import torch
 
 from chatbench.model.config import ModelConfig
 from chatbench.model.transformer import GPT
+from chatbench.train.objective import GlobalBatch
 
 _PEAK_SECONDS = 0.25
 _ROOM_FOR_PEAK = 1 << 30
@@ -88,24 +89,51 @@ def peak_memory(device: torch.device) -> int:
     return largest if sys.platform == "darwin" else 1024 * largest
 
 
+def step_flops(config: ModelConfig, batch: GlobalBatch) -> float:
+    """Operations of the micro-batches that this process computes, as `flops_per_token` counts them:
+    the head for the rows that count alone, attention within documents alone."""
+    head = 6.0 * config.hidden_size * config.vocab_size
+    body = flops_per_token(config, 0) - head
+    score = 12.0 * config.n_layers * config.n_heads * config.head_dim
+    total = 0.0
+    for part in (part.counted() for part in batch.parts):
+        assert part.places is not None
+        rows, columns = part.ids.shape
+        pairs = rows * columns * columns
+        if part.packing is not None:
+            inside = part.packing.document >= 0
+            # Position p sees p + 1 tokens; with the masked half that is 2p + 1.
+            pairs = int((2 * part.packing.position + 1)[inside].sum())
+        total += body * part.ids.numel() + head * part.places.numel() + score * pairs
+    return total
+
+
 class Meter:
-    """A model on a device, as the clock sees it."""
+    """The work of this process on its device, against what the device can do."""
 
-    def __init__(self, model: GPT, seq_len: int, devices: int = 1) -> None:
-        """Measures the peak for the device and the number format of the model's weights; `devices`
-        such devices share the work."""
+    def __init__(self, model: GPT) -> None:
+        """Measures the peak for the device and the number format of the model's weights."""
         weight = model.model.embed_tokens.weight
+        self._config = model.config
         self._device = weight.device
-        peak = peak_flops(weight.dtype, weight.device)
-        self._share = flops_per_token(model.config, seq_len) / (devices * peak)
+        self._peak = peak_flops(weight.dtype, weight.device)
+        self._work = self._seconds = 0.0
 
-    def readings(self, tokens_per_second: float) -> dict[str, float]:
-        """`mfu`, the share of the measured peak (every token counted as if it reached the head,
-        so where only replies do, this is more than the truth), and `memory` in bytes."""
-        return {
-            "mfu": tokens_per_second * self._share,
-            "memory": float(peak_memory(self._device)),
-        }
+    def count(self, batch: GlobalBatch, seconds: float) -> None:
+        """A step over `batch` took so long."""
+        self._work += step_flops(self._config, batch)
+        self._seconds += seconds
+
+    def readings(self) -> dict[str, float]:
+        """Since the last time: `mfu`, the share of the measured peak, and `memory` in bytes."""
+        found = {"memory": float(peak_memory(self._device))}
+        if self._seconds:
+            rate = self._work / self._seconds
+            # What other processes took while the peak was measured shows now.
+            self._peak = max(self._peak, rate)
+            found["mfu"] = rate / self._peak
+        self._work = self._seconds = 0.0
+        return found
 
 
 class Stopwatch:

@@ -105,8 +105,8 @@ class Monitor:
         if self._paces:
             row["tokens_per_second"] = len(self._paces) / sum(self._paces)
             self._paces.clear()
-        if self._meter is not None and "tokens_per_second" in row:
-            row |= self._meter.readings(row["tokens_per_second"])
+        if self._meter is not None:
+            row |= self._meter.readings()
         self._logs["timings"].append(row)
         self._board.take(row)
         if self._events is not None:

@@ -22,6 +22,16 @@ _FIRST_MOMENTUM, _MOMENTUM_STEPS = 0.85, 300
 _RMS_OF_ADAMW = 0.2
 
 
+def is_few(batch_tokens: int | None) -> bool:
+    """Whether fewer iterations do for steps of so many tokens; None: many."""
+    return batch_tokens is not None and batch_tokens <= _SMALL_BATCH
+
+
+def newton_schulz_steps(batch_tokens: int | None) -> int:
+    """Iterations of Muon where a step sees so many tokens."""
+    return _FEWER_STEPS if is_few(batch_tokens) else _NEWTON_SCHULZ_STEPS
+
+
 class Ranks(Protocol):
     """What an optimiser asks of other processes of the run, when it holds parts of parameters or
     leaves some of the work to them."""
@@ -163,8 +173,7 @@ class Optimizers:
         self._dtype = dtype
         self._peak = learning_rate
         self._momentum = settings.momentum
-        few = batch_tokens is not None and batch_tokens <= _SMALL_BATCH
-        steps = _FEWER_STEPS if few else _NEWTON_SCHULZ_STEPS
+        steps = newton_schulz_steps(batch_tokens)
         self._optimizers = list(self._build(settings, learning_rate, steps))
 
     def _build(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +33,7 @@ from chatbench.train.probe import (
     Probe,
     Timing,
     best_micro_batch,
+    few_share,
     fitting_rows,
     look,
     update_flops,
@@ -109,7 +112,7 @@ def chosen_shape(
     if batch is None and settings.train.steps and amount.seconds is None:
         batch = _USUAL_BATCH
     muon = settings.optim.optimizer == "muon"
-    clock = _by_operations
+    clock: Callable[[ModelConfig], Timing] = partial(_by_operations, settings.optim)
     if amount.seconds is not None:
         probe = Probe(device, dtype, settings.optim)
         seconds = min(_LONGEST_LOOK, _LOOKING * amount.seconds)
@@ -131,9 +134,10 @@ def chosen_shape(
     return model_config(settings.model, settings.train.seq_len, vocabulary)
 
 
-def _by_operations(config: ModelConfig) -> Timing:
+def _by_operations(optim: OptimSettings, config: ModelConfig) -> Timing:
     """In operations instead of seconds: enough to compare shapes."""
-    return Timing(flops_per_token(config, config.context), update_flops(config))
+    update = update_flops(config) if optim.optimizer == "muon" else 0.0
+    return Timing(flops_per_token(config, config.context), update, few_share(optim))
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -154,7 +158,8 @@ def costs(
     if _too_large(config):
         rate = _USUAL_SHARE * peak_flops(dtype, device)
         update = update_flops(config) / rate if muon else 0.0
-        timing = Timing(flops_per_token(config, plan.seq_len) / rate, update)
+        passes = flops_per_token(config, plan.seq_len) / rate
+        timing = Timing(passes, update, few_share(optim))
         kept = Kept(activation_bytes(config, plan.seq_len, dtype), 0)
     else:
         rows = max(1, min(plan.micro_batch, 4096 // plan.seq_len))
@@ -216,6 +221,9 @@ def settled(plan: Plan, train: TrainSettings, cost: Costs, begun: float, ranks: 
             affordable = _LOOKING_BACK * by_time / (_LOOKS + 1) / (cost.timing.token / 3)
             train.eval_tokens = max(_FEWEST_JUDGED, min(plan.eval_tokens, int(affordable)))
             plan = plan._replace(eval_tokens=train.eval_tokens)
+    elif plan.minutes is not None:
+        # A resume has less time left, or measures a slower machine: it looks as the start did.
+        train.eval_every, train.eval_tokens = plan.eval_every, plan.eval_tokens
     return plan._replace(step_seconds=step, seconds=min(by_time, by_step))
 
 
@@ -233,6 +241,13 @@ def tell_warnings(config: ModelConfig, plan: Plan, hard: Difficulty, tokenizer: 
     choice = Choice(config, plan.rows_per_step * plan.seq_len, expected_tokens(plan))
     for line in warnings(choice, hard, smallest_vocabulary(tokenizer)):
         console.notice(line)
+
+
+def tell_haste(plan: Plan) -> None:
+    """Say so when getting ready took most of the time."""
+    if plan.minutes is not None and plan.spent > 30 * plan.minutes:
+        took, whole = map(console.format_duration, (plan.spent, 60 * plan.minutes))
+        console.notice(f"getting ready took {took} of {whole}: more --minutes would train longer")
 
 
 def smallest_vocabulary(tokenizer: Tokenizer) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from statistics import median
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from chatbench.model.head import linear_cross_entropy
 from chatbench.model.transformer import GPT, ModelConfig, initialise
 from chatbench.settings import OptimSettings
 from chatbench.train.meters import flops_per_token
-from chatbench.train.optimizer import Optimizers
+from chatbench.train.optimizer import Optimizers, is_few, newton_schulz_steps
 
 # Widths that are measured, ascending; between them rates are interpolated.
 _WIDTHS = {"cpu": (64, 128, 256, 384), "cuda": (256, 512, 1024, 1536), "mps": (128, 256, 512)}
@@ -23,16 +24,19 @@ _MICRO_TOKENS = (1024, 2048, 4096)
 # A larger shape is measured with fewer blocks.
 _LARGEST = 30_000_000
 _SLOWER = 0.97
+_CUBE = 3.0
 
 
 class Timing(NamedTuple):
-    """Seconds of one forward and backward pass a token, and of one step of the optimiser."""
+    """Seconds of one forward and backward pass a token, and of one step of the optimiser; `few`:
+    the share of that which it takes where a step sees few tokens, less than 1 with Muon."""
 
     token: float
     update: float
+    few: float = 1.0
 
     def step(self, tokens: int) -> float:
-        return tokens * self.token + self.update
+        return tokens * self.token + self.update * (self.few if is_few(tokens) else 1.0)
 
 
 Clock = Callable[[ModelConfig, int, float], Timing]
@@ -54,7 +58,8 @@ class Probe:
         deeper = flops_per_token(config, config.context) / flops_per_token(small, small.context)
         blocks = config.n_layers / small.n_layers
         tokens = rows * small.context
-        return Timing(median(passes[1:]) / tokens * deeper, median(updates[1:]) * blocks)
+        update = median(updates[1:]) * blocks
+        return Timing(median(passes[1:]) / tokens * deeper, update, few_share(self._optim))
 
     def _measure(
         self, small: ModelConfig, rows: int, seconds: float, steps: int
@@ -109,14 +114,20 @@ def _shallow(config: ModelConfig) -> ModelConfig:
     return config._replace(n_layers=min(config.n_layers, blocks))
 
 
+def few_share(optim: OptimSettings) -> float:
+    """Of an update's time, where a step sees few tokens: Muon is hardly more than iterations."""
+    return newton_schulz_steps(0) / newton_schulz_steps(None) if optim.optimizer == "muon" else 1.0
+
+
 def update_flops(config: ModelConfig) -> float:
-    """Operations of one step of Muon: five iterations of three products for each matrix."""
+    """Operations of one step of Muon on a large batch: iterations of three products for each
+    matrix."""
     width, inner = config.hidden_size, config.n_heads * config.head_dim
     inner_kv, ffn = config.n_kv_heads * config.head_dim, config.ffn_size
     sides = [(inner, 2), (inner_kv, 2), (ffn, 3 if config.gated else 2)]
     one = [count * (4 * min(s, width) ** 2 * max(s, width) + 2 * min(s, width) ** 3)
            for s, count in sides]  # fmt: skip
-    return 5.0 * config.n_layers * sum(one)
+    return float(newton_schulz_steps(None) * config.n_layers * sum(one))
 
 
 class Machine:
@@ -126,20 +137,31 @@ class Machine:
         """At least one; others are interpolated between them on logarithmic scales, by width."""
         assert measured
         known = sorted(measured, key=lambda pair: pair[0].hidden_size)
+        self._few = known[0][1].few
         self._widths = [math.log(config.hidden_size) for config, _ in known]
-        self._rates = [
+        rates = [
             math.log(flops_per_token(config, config.context) / timing.token)
             for config, timing in known
         ]
-        self._updates = [math.log(timing.update / config.n_layers) for config, timing in known]
+        updates = [math.log(timing.update / config.n_layers) for config, timing in known]
+        # Wider products are no slower an operation, and those of Muon grow by the cube: what says
+        # otherwise was measured while other programs had the machine.
+        self._rates = list(accumulate(rates, max))
+        grown = [
+            update - _CUBE * width for update, width in zip(updates, self._widths, strict=True)
+        ]
+        least = accumulate(grown, min)
+        self._updates = [g + _CUBE * width for g, width in zip(least, self._widths, strict=True)]
 
     def timing(self, config: ModelConfig) -> Timing:
         """Beyond the widths measured: the rate of the nearest, and of the optimiser's seconds the
         cube, which is how the products of Muon grow."""
         width = math.log(config.hidden_size)
         rate = math.exp(_interpolated(width, self._widths, self._rates, 0.0))
-        update = math.exp(_interpolated(width, self._widths, self._updates, 3.0))
-        return Timing(flops_per_token(config, config.context) / rate, config.n_layers * update)
+        update = config.n_layers * math.exp(
+            _interpolated(width, self._widths, self._updates, _CUBE)
+        )
+        return Timing(flops_per_token(config, config.context) / rate, update, self._few)
 
 
 def _interpolated(at: float, places: list[float], values: list[float], slope: float) -> float:
@@ -158,10 +180,12 @@ def look(clock: Clock, kind: str, shape: Callable[[int], ModelConfig], seconds: 
 
     `shape` makes a small model of a width; `clock` is a Probe's `timing`.
     """
-    begun = time.monotonic()
     found: list[tuple[ModelConfig, Timing]] = []
     widths = _WIDTHS.get(kind, _WIDTHS["cpu"])
     tokens = _TOKENS.get(kind, _TOKENS["cpu"])
+    # What a process does once, at its first step, must not count as the time of a width.
+    clock(shape(widths[0]), 1, 0.0)
+    begun = time.monotonic()
     for width in widths:
         config = shape(width)
         before = time.monotonic()

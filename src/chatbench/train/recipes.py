@@ -44,6 +44,7 @@ from chatbench.train.planning import (
     costs,
     fitting_micro_batch,
     settled,
+    tell_haste,
     tell_warnings,
     use_threads,
 )
@@ -200,7 +201,8 @@ def _planned(
     micro = fitting_micro_batch(
         config, plan, train, settings.optim, device, dtype, measure=plan.minutes is not None
     )
-    if micro != plan.micro_batch:
+    if micro != plan.micro_batch or plan.minutes is not None:
+        # Where it was measured, also the usual one: a resume must not find another.
         train.micro_batch = micro
         plan = plan._replace(micro_batch=micro)
     cost = costs(config, plan, settings.optim, device, dtype)
@@ -239,6 +241,7 @@ def _train(
         console.notice(f"{len(prompts) - len(fitting)} sample prompts do not fit into the context")
     assert plan.begun is not None
     plan = plan._replace(spent=time.monotonic() - plan.begun)
+    tell_haste(plan)
     trainer = Trainer(
         run.path, plan, settings.train, settings.optim, model, corpus.tokenizer,
         Likelihood(batches, validation, corpus.tokenizer), fitting,
@@ -249,7 +252,7 @@ def _train(
         trainer.restore(restored)
         console.say(f"continuing from {restored.path}")
     trainer.fit(References(run.path, corpus.split("train"), validation, corpus.tokenizer))
-    for line in summary(run.path, finetuned=base is not None):
+    for line in summary(run.path, finetuned=base is not None, ended=trainer.state):
         console.say(line)
     return run.path
 

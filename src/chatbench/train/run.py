@@ -41,6 +41,8 @@ _FREE_TO_CHANGE = frozenset(
 )  # fmt: skip
 # When a run ends: a resume may ask for more.
 _LENGTH = ("minutes", "steps", "tokens", "epochs", "patience")
+# Measured when a run begins; where they were left open, a later measurement is no change of mind.
+_MEASURED = frozenset(("train.micro_batch", "train.eval_every", "train.eval_tokens"))
 _FINETUNE_PATIENCE = 3
 MODEL_KIND = "model"
 
@@ -69,9 +71,12 @@ class Run(NamedTuple):
     finished: bool
 
     def take_over(self, settings: RunSettings) -> None:
-        """Fill what the settings leave open with what was chosen when the run began, if it has."""
+        """Fill what the settings leave open with what was chosen when the run began, if it has.
+
+        Raises IntegrityError when it began with other settings: before anything is measured.
+        """
         if (self.path / CONFIG).is_file():
-            _before(settings, self.path / CONFIG)
+            _check_settings(settings, self.path / CONFIG)
 
     def begin(
         self, settings: RunSettings, fingerprint: str, device: torch.device, tokenizer: str = "",
@@ -191,7 +196,8 @@ def _check_settings(settings: RunSettings, stored: Path) -> RunSettings:
         key: values
         for key, values in differing_keys(before, settings).items()
         if key not in _FREE_TO_CHANGE and key.removeprefix("train.") not in _LENGTH
-    }
+        and not (key in _MEASURED and values[0] is None)
+    }  # fmt: skip
     if changed:
         shown = ", ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
         raise IntegrityError(

@@ -25,7 +25,7 @@ class Saver:
     """One write at a time, in the order given; what went wrong is raised where training is.
 
     Leaving the context waits for the write, but not for long after a KeyboardInterrupt. After an
-    error of the program, such as losing the other ranks, `give_up` tells a write to wait for nobody.
+    error of the program, such as losing the other ranks, `give_up` tells it to wait for nobody.
     """
 
     def __init__(self, give_up: Callable[[], None] | None = None) -> None:

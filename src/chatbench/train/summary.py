@@ -11,11 +11,13 @@ from typing import Any
 import msgspec
 
 from chatbench import console
+from chatbench.train.checkpoint import TrainState
 from chatbench.train.references import read_references
 
 
-def summary(run: Path, *, finetuned: bool) -> list[str]:
-    """Lines from the logs of a run; a run without validation has less to say."""
+def summary(run: Path, *, finetuned: bool, ended: TrainState | None = None) -> list[str]:
+    """Lines from the logs of a run and the state it `ended` in; a run without validation has less
+    to say."""
     best: dict[str, Any] | None = None
     validations = skipped = tokens = step = 0
     loss = math.nan
@@ -23,13 +25,15 @@ def summary(run: Path, *, finetuned: bool) -> list[str]:
         step = max(step, row["step"])
         tokens, loss = row.get("tokens", tokens), row.get("loss", loss)
         skipped += "skipped" in row
-        if "val_loss" in row:
+        if row.get("val_loss") is not None:  # in JSON what is no number is null
             validations += 1
             if best is None or row["val_loss"] < best["val_loss"]:
                 best = row
     seconds = 0.0
     for row in _rows(run / "timings.jsonl"):
         seconds = row.get("seconds", seconds)
+    if ended is not None:  # the logs lack the steps after their last line
+        step, tokens, seconds = ended.step, ended.tokens, ended.seconds
     cost = [f"{step:,} steps", f"{console.format_count(tokens)} tokens"]
     cost += [console.format_duration(seconds)] if seconds else []
     cost += [f"{skipped} skipped"] if skipped else []
