@@ -106,12 +106,23 @@ def test_a_schema_is_a_file_or_the_word_object(tmp_path: Path) -> None:
     path.write_text("{'a': 1}", encoding="utf-8")
     with pytest.raises(UsageError, match="is not JSON"):
         read_schema(str(path))
+    path.write_text("null", encoding="utf-8")
+    with pytest.raises(UsageError, match="is no JSON Schema"):
+        read_schema(str(path))
     path.write_text(" " * (1 << 20) + "{}", encoding="utf-8")
     with pytest.raises(UsageError, match="larger than 1 MB"):
         read_schema(str(path))
     for place in (tmp_path, tmp_path / "none"):
         with pytest.raises(UsageError, match="there is no file"):
             read_schema(str(place))
+
+
+def test_a_value_nested_too_deep_is_refused_in_one_line(opened: OpenedModel) -> None:
+    value: list[Any] = []
+    for _ in range(5000):
+        value = [value]
+    with pytest.raises(UsageError, match="nested too deep"):
+        asker(opened, WARM, form=Form(schema={"const": value}))
 
 
 @pytest.mark.parametrize(

@@ -203,14 +203,6 @@ def test_what_cannot_be_held_to_is_refused_by_name(schema: object, why: str) -> 
         JsonRules(schema)
 
 
-def test_a_schema_too_deep_is_refused() -> None:
-    schema: dict[str, Any] = {}
-    for _ in range(500):
-        schema = {"items": schema}
-    with pytest.raises(UsageError, match="deeper"):
-        JsonRules(schema)
-
-
 def test_the_shortest_end_is_whole_and_the_rest_of_it_stays_the_shortest(
     rng: random.Random,
 ) -> None:
@@ -219,6 +211,7 @@ def test_the_shortest_end_is_whole_and_the_rest_of_it_stays_the_shortest(
         state = machine.start
         for _ in range(30):
             end = machine.closing(state)
+            assert end is not None
             behind: State | None = state
             for at in range(len(end)):
                 behind = machine.after(state, end[: at + 1])
@@ -251,7 +244,7 @@ def test_a_mask_is_what_single_tokens_may_do(rng: random.Random, spellings: Spel
                 if data and number not in spellings.stops and (
                     (behind := machine.after(state, data)) is not None
                 ):  # fmt: skip
-                    fits = spellings.count(machine.closing(behind)) < left
+                    fits = spellings.count(machine.closing(behind) or b"") < left
                     (allowed if fits else cut).add(number)
             if () in state:
                 allowed |= set(spellings.stops)

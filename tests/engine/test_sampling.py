@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatbench.engine.sampling import choose, likely_tokens
+from chatbench.engine.sampling import choose, choose_rows, likely_tokens
+from chatbench.errors import IntegrityError
 from chatbench.settings import SamplingSettings
 
 DRAWS = 20_000
@@ -153,3 +154,26 @@ def test_half_precision_logits_are_sampled_in_full(rng: random.Random) -> None:
         for given in (scores, scores.float())
     ]
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"temperature": 0.0}, {"top_k": 20}, {"top_k": 280}, {}, {"top_p": 0.9}, {"min_p": 0.1},
+        {"top_k": 20, "top_p": 0.5},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("odd", [math.nan, math.inf, None])
+def test_scores_that_are_no_numbers_are_a_fault_of_the_model(
+    rng: random.Random, own: dict[str, Any], odd: float | None
+) -> None:
+    """One such score, or none that is allowed; beside a row that is well."""
+    scores = torch.stack([draw(rng, 300), draw(rng, 300)])
+    settings, made = [sampling(**own)] * 2, [generator(rng), generator(rng)]
+    assert max(choose_rows(scores, settings, made)) < 300
+    if odd is None:
+        scores[1] = -math.inf
+    else:
+        scores[1, rng.randrange(300)] = odd
+    with pytest.raises(IntegrityError, match="no finite numbers"):
+        choose_rows(scores, settings, made)

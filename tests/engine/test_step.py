@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import gc
 import random
 import threading
-import weakref
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from chatbench.engine.cache import KVCache
 from chatbench.engine.engine import Engine, Request
 from chatbench.engine.step import Stepper
 from chatbench.model.kernels import compiled
-from chatbench.model.lora import LoraConfig, add_adapter, merge
+from chatbench.model.lora import LoraConfig, add_adapter
 from chatbench.model.quantize import QuantizedLinear, quantize_model
 from chatbench.model.transformer import GPT, ModelConfig
 from chatbench.settings import SamplingSettings
@@ -211,33 +209,6 @@ def test_what_is_not_finite_stays_in_its_row(
         assert not bool(found[1].isfinite().any())
 
 
-def test_weights_may_change_in_place_and_the_cache_may_grow(
-    rng: random.Random, generator: torch.Generator
-) -> None:
-    model = model_of("float32", rng.choice(FAMILIES), rng, generator)
-    cache = cache_of(model, [100], generator)
-    stepper = Stepper(model, cache)
-    before = stepper.next([7])
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(0.0, 0.1, generator=generator)
-    changed, fresh = stepper.next([7]), Stepper(model, cache).next([7])
-    assert before is not None
-    assert changed is not None
-    assert fresh is not None
-    assert not torch.equal(changed, before)
-    assert torch.equal(changed, fresh)
-    capacity = cache.capacity
-    for length in range(capacity - 3, capacity + 3):
-        for store in cache.stores(1)[0]:
-            store[0, cache.lengths[0] : length].normal_(generator=generator)
-        cache.lengths[0] = length
-        found = stepper.next([7])
-        assert found is not None
-        assert torch.equal(found, Stepper(model, cache).next([7]))  # type: ignore[arg-type]
-    assert cache.capacity > capacity
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replies_are_those_of_torch(
@@ -304,23 +275,6 @@ def test_why_a_model_is_not_for_it(
     assert fault(model) == "not asked for"
 
 
-def test_a_merged_adapter_is_part_of_the_weights(
-    rng: random.Random, generator: torch.Generator
-) -> None:
-    model = model_of("float32", "qwen3", rng, generator)
-    add_adapter(model, LoraConfig(rank=2, alpha=4), seed=0)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(generator=generator)
-    merge(model)
-    cache = cache_of(model, [30, 0], generator)
-    wanted = by_torch(model, copied(cache, model, torch.float32), [3, 4])
-    found = Stepper(model, cache).next([3, 4])
-    assert found is not None
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
-
-
 def test_what_does_not_fit_is_refused(rng: random.Random, generator: torch.Generator) -> None:
     model = model_of("float32", "mistral", rng, generator)
     cache = cache_of(model, [3], generator)
@@ -334,20 +288,6 @@ def test_what_does_not_fit_is_refused(rng: random.Random, generator: torch.Gener
         patch.setattr(cache, "reserve", lambda tokens: None)
         with pytest.raises(ValueError, match="longer than its place"):
             stepper.next([1])
-
-
-def test_a_model_that_nobody_needs_is_freed(
-    rng: random.Random, generator: torch.Generator, tokenizer: Tokenizer
-) -> None:
-    config = ModelConfig(**families.FAMILIES["qwen3"](rng))
-    model = drawn(config._replace(vocab_size=tokenizer.vocab_size), generator)
-    engine = Engine(model, tokenizer, max_rows=1)
-    engine.complete([Request([1, 2], SamplingSettings(temperature=0.0, max_tokens=4))])
-    assert engine._stepper is not None
-    held = weakref.ref(model)
-    del model, engine
-    gc.collect()
-    assert held() is None
 
 
 def test_several_engines_may_step_at_once(rng: random.Random, generator: torch.Generator) -> None:

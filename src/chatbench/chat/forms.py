@@ -80,9 +80,12 @@ def read_schema(place: str) -> object:
     if len(data) > _LARGEST_SCHEMA:
         raise UsageError(f"{place} is larger than {_LARGEST_SCHEMA >> 20} MB")
     try:
-        return msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
+        schema = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{place} is not JSON: {error}") from error
+    if schema is None:
+        raise UsageError(f"{place} is no JSON Schema", hint='such as {"type": "object"}')
+    return schema
 
 
 class Weighed(Choices):
@@ -137,10 +140,13 @@ class Forms:
         """What the engine holds a reply to. Raises UsageError for what cannot be."""
         if not form.choices and form.schema is None:
             return None
-        key = msgspec.json.encode(form)
-        made = self._made.pop(key, None)
-        if made is None:
-            made = self._choices(form.choices) if form.choices else self._json(form.schema)
+        try:
+            key = msgspec.json.encode(form)
+            made = self._made.pop(key, None)
+            if made is None:
+                made = self._choices(form.choices) if form.choices else self._json(form.schema)
+        except RecursionError as error:
+            raise UsageError("the schema holds a value that is nested too deep") from error
         self._made[key] = made
         if len(self._made) > _SCHEMAS_KEPT:
             del self._made[next(iter(self._made))]

@@ -75,6 +75,7 @@ class Engine:
     def forget(self) -> None:
         """Drop all beginnings and graphs, as is due when the weights have changed."""
         with self._turnstile.between():
+            self._stepper = None
             self._places = Places(self._cache, self.context, self._max_rows)
             if self.graphs is not None:
                 self.graphs.forget()

@@ -22,6 +22,8 @@ Rules = Callable[[Symbol], tuple[Stack, ...]]
 
 DEAD = -1
 WHOLE: State = frozenset([()])
+# Bytes of an end that is worth looking for; sequences in sequences grow beyond any memory.
+LONGEST = 32_000
 _FIRST_ROWS = 64
 
 
@@ -31,7 +33,7 @@ class Automaton:
     def __init__(self, rules: Rules, start: Symbol) -> None:
         self._rules = cache(rules)
         self.start = self._settled([(start,)])
-        self._shortest: dict[Symbol, bytes] = {}
+        self._shortest: dict[Symbol, bytes | None] = {}
         self.clear()
 
     def clear(self) -> None:
@@ -65,11 +67,12 @@ class Automaton:
             state = self._settled(after)
         return state
 
-    def closing(self, state: State) -> bytes:
+    def closing(self, state: State) -> bytes | None:
         """The shortest bytes that make the text whole, of several the first in byte order; so
-        what is left of them is the shortest end wherever one stands in them."""
-        ends = [b"".join(self._least(symbol) for symbol in reversed(stack)) for stack in state]
-        return min(ends, key=_shortlex)
+        what is left of them is the shortest end wherever one stands in them. None where they are
+        more than LONGEST."""
+        ends = [self._joined(stack[::-1]) for stack in state]
+        return min((end for end in ends if end is not None), key=_shortlex, default=None)
 
     def _make(self, number: int) -> None:
         stacks = list(self.states[number])
@@ -103,19 +106,41 @@ class Automaton:
                 waiting += [stack[:-1] + way[::-1] for way in self._rules(stack[-1])]
         return frozenset(settled)
 
-    def _least(self, symbol: Symbol) -> bytes:
-        """The first shortest spelling. Of a sequence it is that of its parts, one by one."""
+    def _joined(self, way: Stack) -> bytes | None:
+        """The first shortest spelling of a sequence, which is that of its parts, one by one."""
+        parts = []
+        size = 0
+        for symbol in way:
+            part = self._least(symbol)
+            if part is None or (size := size + len(part)) > LONGEST:
+                return None
+            parts.append(part)
+        return b"".join(parts)
+
+    def _least(self, symbol: Symbol) -> bytes | None:
+        """The first shortest spelling; None where it is longer than LONGEST."""
         if isinstance(symbol, bytes):
             return symbol
         if isinstance(symbol, frozenset):
             return bytes([min(symbol)])
-        found = self._shortest.get(symbol)
-        if found is None:
-            ways = self._rules(symbol)
-            spelled = (b"".join(map(self._least, way)) for way in ways)
-            found = b"" if () in ways else min(spelled, key=_shortlex)
-            self._shortest[symbol] = found
-        return found
+        # Its own stack: a symbol may stand thousands deep in others.
+        waiting = [symbol]
+        while waiting:
+            last = waiting[-1]
+            ways = () if last in self._shortest else self._rules(last)
+            missing = [] if () in ways else [
+                part for way in ways for part in way
+                if not isinstance(part, bytes | frozenset) and part not in self._shortest
+            ]  # fmt: skip
+            if missing:
+                waiting += missing
+                continue
+            waiting.pop()
+            if ways:
+                spelled = [b""] if () in ways else [self._joined(way) for way in ways]
+                short = (data for data in spelled if data is not None)
+                self._shortest[last] = min(short, key=_shortlex, default=None)
+        return self._shortest[symbol]
 
 
 def _shortlex(data: bytes) -> tuple[int, bytes]:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from chatbench.engine.constraints import Mask
-from chatbench.engine.grammar import DEAD, WHOLE, Automaton, State
+from chatbench.engine.grammar import DEAD, LONGEST, WHOLE, Automaton, State
 from chatbench.engine.json_schema import JsonRules
+from chatbench.errors import UsageError
 from chatbench.text.tokenizer import Tokenizer
 
 _IMPOSSIBLE = 32_767
@@ -84,6 +85,12 @@ class JsonReply:
         self._aliases: dict[State, State] = {}
         self._most = max(16, _KEPT_BYTES // (3 * spellings.size))
         self.room = self._need(self.begin())
+        if self.room == _IMPOSSIBLE:
+            raise UsageError(
+                "no reply of this form can be written with the model's tokens, or it is longer "
+                f"than {LONGEST:,} bytes",
+                hint="ask for less, such as lower minItems",
+            )
 
     def begin(self) -> State:
         return self._automaton.start
@@ -161,7 +168,8 @@ class JsonReply:
         if found is None:
             if len(self._needs) >= _MOST_ALIASES:
                 self._needs.clear()
-            found = self._spellings.count(self._automaton.closing(state))
+            closing = self._automaton.closing(state)
+            found = _IMPOSSIBLE if closing is None else self._spellings.count(closing)
             self._needs[state] = found
         return found
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from chatbench.engine.constraints import Constraint
+from chatbench.errors import IntegrityError
 from chatbench.settings import SamplingSettings
 
 # top_p without top_k looks at so many tokens first, and at four times as many until they do.
@@ -103,7 +104,14 @@ def choose_rows(
     scores: Tensor, samplings: Sequence[SamplingSettings], generators: Sequence[torch.Generator]
 ) -> list[int]:
     """An id for each row of adjusted scores (R, V) float32. Rows of one kind are computed together,
-    by arithmetic in which they do not meet."""
+    by arithmetic in which they do not meet. Raises IntegrityError where a row's largest score is
+    no finite number."""
+    if not bool(scores.amax(-1).isfinite().all()):
+        raise IntegrityError(
+            "the model computes scores that are no finite numbers, so its weights are damaged or "
+            "its training diverged",
+            hint="take an earlier checkpoint, or the original files",
+        )
     chosen = [0] * len(samplings)
     kinds: dict[int | None, list[int]] = {}
     for place, sampling in enumerate(samplings):

@@ -30,6 +30,8 @@ __all__ = ["Stepper"]
 _ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh")
 _NARROW = {torch.float32: 0, torch.bfloat16: 1}
 _BLOCKS = (32, 64)
+# Inputs whose activations share a step; groups of int4 are multiples of it.
+_RUN = 32
 # How the fields of `_decode_model.h` are written: numbers, layers and norms are runs of integers.
 _BLOCK = "<12q63qdq"
 _MODEL = "<10qd17q"
@@ -154,7 +156,8 @@ class Stepper:
         if tensor.shape != shape or not tensor.is_contiguous():
             raise _Unfit("weights lie otherwise than the extension reads them")
         narrow = self._narrow(tensor)
-        self._held.append(tensor)
+        # A view of its own: a weight may be given other storage, and these addresses must last.
+        self._held.append(tensor.detach())
         return [tensor.data_ptr(), narrow]
 
     def _norm(self, norm: nn.Module, config: ModelConfig) -> list[int]:
@@ -180,10 +183,10 @@ class Stepper:
         group = layer.group if layer.kind == "int4" else 0
         block = layer.block if group else 1
         fits = compiled.serves_codes(layer.codes, layer.scales, block)
-        if not fits or (group and block not in _BLOCKS):
+        if not fits or (group and (block not in _BLOCKS or group % _RUN)):
             raise _Unfit(f"{layer.kind} weights lie otherwise than the extension reads them")
         compiled.check_codes(layer.codes, layer.scales, outputs, inputs, group)
-        self._held += [layer.codes, layer.scales]
+        self._held += [layer.codes.detach(), layer.scales.detach()]
         kind = compiled.KINDS[layer.kind]
         where = _pair(layer.codes, layer.scales)
         return [kind, outputs, inputs, block, group, *where, *self._numbers(layer.bias, (outputs,))]
