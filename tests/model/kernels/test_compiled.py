@@ -60,11 +60,16 @@ class Case:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """x (M, K) as the codes for quantised weights say it, in float64: runs of 32, 8 bits."""
+    """x (M, K) as the codes for quantised weights say it, in float64: runs of 32, 8 bits. The codes
+    are found in float32, or one between two codes would fall to the other side now and then."""
     wanted = x.double().clone()
     for run in wanted.split(32, dim=1):
-        step = run.abs().amax(1, keepdim=True) / 127
-        run.copy_((run / step.clamp(min=1e-300)).round() * step)
+        single = run.float()
+        most = single.abs().amax(1, keepdim=True)
+        inverse = torch.where(most > 0, 127 / most, torch.zeros_like(most))
+        scaled = single * inverse
+        codes = (scaled + torch.full_like(scaled, 0.5).copysign(scaled)).trunc()
+        run.copy_(codes.double() * (most / 127).double())
     return wanted
 
 
