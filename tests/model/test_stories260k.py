@@ -171,12 +171,12 @@ def test_likelihoods_equal_the_reference(model: GPT, reference: dict[str, Any]) 
         assert float(found.sum()) == pytest.approx(each["sum_nll"], rel=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "most", "share"), [("int8", 1.005, 0.36), ("int4", 1.1, 0.29)])
+@pytest.mark.parametrize(("kind", "most", "share"), [("int8", 1.005, 0.39), ("int4", 1.1, 0.33)])
 def test_few_bits_keep_the_likelihood(
     model: GPT, reference: dict[str, Any], kind: str, most: float, share: float
 ) -> None:
     """Measured: int8 0.998 of the perplexity, int4 1.06, of a model far smaller than any that
-    needs either; a quarter of its numbers are embeddings, which stay exact."""
+    needs either; embeddings, a quarter of its numbers, stay exact beside their copy in the head."""
     few = copy.deepcopy(model)
     report = quantize_model(few, kind)
     texts = [each["token_ids"] for each in reference["likelihood"]]

@@ -2,7 +2,8 @@
 
 int8: one scale for each output row, symmetric. int4: one scale and one zero for each group of
 inputs of a row, found by a search that minimises the squared error of the weights. What is small
-or precious stays exact: embeddings, a head that is one with them, norms, biases, adapters.
+or precious stays exact: embeddings, norms, biases, adapters. A head that is one with the embeddings
+becomes a copy of them in int8: every token reads all of it, and one row of them.
 
 Few rows (a reply being written) go through the C extension (`kernels.compiled`), or without it
 through the kernels that torch has for the CPU; the first round activations to 8 bits by runs of 32,
@@ -323,8 +324,8 @@ def _parts(tensor: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def quantize_model(model: GPT, kind: str, group: int = 32) -> Quantization:
-    """Quantise the linear layers of the blocks in place, and the head where it is a layer of its
-    own (always to int8, as its errors reach every token). Adapters stay exact beside them.
+    """Quantise the linear layers of the blocks in place, and the head (always to int8, as its
+    errors reach every token). Adapters stay exact beside them.
 
     Where `group` does not divide K, the largest of 128, 64 and 32 that does is taken; a layer
     without any, or of an odd number of outputs, takes int8 and is named on stderr. `kind`: int8
@@ -341,8 +342,6 @@ def quantize_model(model: GPT, kind: str, group: int = 32) -> Quantization:
     widened = []
     for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
         head = name.partition(".")[0] == "lm_head"
-        if head and model.config.tie_embeddings:
-            continue
         fitting = [g for g in (group, *GROUPS) if linear.in_features % g == 0]
         bits: Kind = "int8" if head or kind == "int8" else "int4"
         if bits == "int4" and (not fitting or linear.out_features % 2):
