@@ -311,7 +311,7 @@ def test_what_is_printed_is_itself_an_input(run: Run, tmp_path: Path, verb: str)
         ("finetune", ("--save_total_limit", "2"), "train.keep", 2),
         ("chat", ("--max-new-tokens", "9"), "sampling.max_tokens", 9),
         ("chat", ("--max_new_tokens", "9"), "sampling.max_tokens", 9),
-        ("chat", ("-n", "9"), "sampling.max_tokens", 9),
+        ("chat", ("-n", "9"), "samples", 9),
         ("chat", ("--temp", "0"), "sampling.temperature", 0.0),
         ("chat", ("--top_k", "0"), "sampling.top_k", 0),
         ("chat", ("--repeat-penalty", "1.5"), "sampling.repetition_penalty", 1.5),

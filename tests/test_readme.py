@@ -124,6 +124,7 @@ def test_every_flag_the_readme_names_exists() -> None:
             if leaf.meta is not None and leaf.meta.extra is not None:
                 known.update(leaf.meta.extra["names"])
     # The launchers of several processes have flags of their own.
+    known.add("--max-restarts")
     ours = README.replace(README.split("\n## Several GPUs or machines")[1].split("```")[1], "")
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", ours))
     named = {name.replace("_", "-") for name in named}

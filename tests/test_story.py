@@ -44,7 +44,9 @@ def story(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Path:
 def test_every_checkpoint_and_run_can_be_talked_to(story: Path, cli: Cli) -> None:
     newest = sorted((story / "bot" / "checkpoints").iterdir())[-1]
     for model in (story / "bot", story / "bot" / "model", newest, newest / "model"):
-        done = cli("chat", "-m", model, "-p", "What does tea cost?", "--temp", "0", "-n", "12")
+        done = cli(
+            "chat", "-m", model, "-p", "What does tea cost?", "--temp", "0", "--max-tokens", "12"
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
 
@@ -59,21 +61,21 @@ def test_finetuning_taught_the_replies(story: Path) -> None:
 
 def test_evaluate_scores_questions_and_the_corpus(story: Path, cli: Cli, tmp_path: Path) -> None:
     questions = write_jsonl(tmp_path / "q.jsonl", sample_chats(8))
-    done = cli("evaluate", "-m", story / "bot", "-d", questions, "--json", "-n", "24")
+    done = cli("evaluate", "-m", story / "bot", "-d", questions, "--json", "--max-tokens", "24")
     scores = {s["name"]: s for s in json.loads(done.stdout)["scores"]}
     assert {"perplexity", "bits_per_byte", "bleu", "chrf", "rouge1", "rouge2", "rougeL",
             "distinct1", "distinct2"} <= set(scores)  # fmt: skip
     assert all(score["n"] > 0 and score["signature"] for score in scores.values())
-    done = cli("evaluate", "-m", story / "base", "-d", story / "corpus", "-n", "8")
+    done = cli("evaluate", "-m", story / "base", "-d", story / "corpus", "--max-tokens", "8")
     assert re.search(r"^bits_per_byte +\d", done.stdout, re.M), done.stdout + done.stderr
 
 
 def test_pipes_carry_questions_and_replies(story: Path, cli: Cli) -> None:
-    done = cli("chat", "-m", story / "bot", "-n", "8", input="What does ink 3 cost?\n")
+    done = cli("chat", "-m", story / "bot", "--max-tokens", "8", input="What does ink 3 cost?\n")
     assert done.returncode == 0
     assert done.stdout.strip()
     lines = "".join(json.dumps({"id": n, "prompt": f"tea {n}"}) + "\n" for n in range(5))
-    done = cli("chat", "-m", story / "bot", "--jsonl", "-n", "8", input=lines)
+    done = cli("chat", "-m", story / "bot", "--jsonl", "--max-tokens", "8", input=lines)
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == list(range(5))
 
 

@@ -99,7 +99,7 @@ FIGURES = r"(\d+) tokens · \d+ tok/s · first \d+ ms · context \d+/4096"
 
 
 def test_a_conversation_in_english_from_hello_to_goodbye(talk: Talk, tmp_path: Path) -> None:
-    child = talk("-n", "5", "--temp", "0")
+    child = talk("--max-tokens", "5", "--temp", "0")
     assert re.search(FIGURES, answer_to(child, "When do you open?"))
 
     assert "answer the last message anew" in answer_to(child, "/help")
@@ -128,7 +128,7 @@ def test_a_conversation_in_english_from_hello_to_goodbye(talk: Talk, tmp_path: P
 
 
 def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(talk: Talk, tmp_path: Path) -> None:
-    child = talk("-n", "4000")
+    child = talk("--max-tokens", "4000")
     for line in ("talk", "/retry"):
         type_line(child, line)
         child.expect(TAKEN)
@@ -157,7 +157,7 @@ def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(talk: Talk, tmp_path: P
 def test_a_conversation_in_chinese_over_several_lines_until_ctrl_d(
     talk: Talk, tmp_path: Path
 ) -> None:
-    child = talk("-n", "5", "--temp", "0")
+    child = talk("--max-tokens", "5", "--temp", "0")
     child.send("你们几点开门？\x1b\r茶多少钱？")  # Alt-Enter between
     child.expect("茶多少钱？")
     assert re.search(FIGURES, answer_to(child, ""))
@@ -179,7 +179,7 @@ def test_a_block_a_draft_and_a_comparison(talk: Talk, talker: Path, tmp_path: Pa
         "import sys\nopen(sys.argv[1], 'a', encoding='utf-8').write('茶叶\\n价格\\n')",
         encoding="utf-8",
     )
-    child = talk("-n", "5", VISUAL=f"{sys.executable} {script}", NO_COLOR="1")
+    child = talk("--max-tokens", "5", VISUAL=f"{sys.executable} {script}", NO_COLOR="1")
     child.send('"""/exit\r第二行\r')
     child.expect("第二行")
     assert re.search(FIGURES, answer_to(child, '"""'))
@@ -200,7 +200,7 @@ def test_a_block_a_draft_and_a_comparison(talk: Talk, talker: Path, tmp_path: Pa
 
 
 def test_a_dumb_terminal_gets_text_alone(talk: Talk) -> None:
-    child = talk("-n", "5", prompt=">>> ", TERM="dumb")
+    child = talk("--max-tokens", "5", prompt=">>> ", TERM="dumb")
     type_line(child, "你好")
     child.expect(FIGURES)
     assert "\x1b" not in child.before
@@ -239,12 +239,12 @@ def terminal_is_sane_after(child: pexpect.spawn, times: int, rng: random.Random)
 
 
 def test_interrupts_at_random_leave_the_terminal_sane(talk: Talk, rng: random.Random) -> None:
-    terminal_is_sane_after(talk("-n", "4000"), 15, rng)
+    terminal_is_sane_after(talk("--max-tokens", "4000"), 15, rng)
 
 
 @pytest.mark.slow
 def test_two_hundred_interrupts_leave_the_terminal_sane(talk: Talk, rng: random.Random) -> None:
-    terminal_is_sane_after(talk("-n", "4000"), 200, rng)
+    terminal_is_sane_after(talk("--max-tokens", "4000"), 200, rng)
 
 
 def test_ctrl_c_is_a_flag_and_the_handler_before_comes_back() -> None:
@@ -260,7 +260,7 @@ def test_ctrl_c_is_a_flag_and_the_handler_before_comes_back() -> None:
 
 
 def test_a_program_that_is_ended_sets_the_terminal_back(talk: Talk) -> None:
-    child = talk("-n", "4000")
+    child = talk("--max-tokens", "4000")
     children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
     if not children.exists():
         pytest.skip("without /proc nobody says which process it is")

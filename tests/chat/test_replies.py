@@ -160,8 +160,8 @@ def test_killed_at_random_moments_and_resumed_no_id_is_lost_or_doubled(
     """kill -9 after a random number of bytes, in a line or between two."""
     questions = some_questions(tmp_path / "q", rng, 25)
     out = tmp_path / "out"
-    flags = ["chat", "-m", str(base_run), "--jsonl", "-n", "3", "--temp", "0", "-o", str(out),
-             "--resume"]  # fmt: skip
+    flags = ["chat", "-m", str(base_run), "--jsonl", "--max-tokens", "3", "--temp", "0",
+             "-o", str(out), "--resume"]  # fmt: skip
     codes = []
     for limit in [*(rng.randrange(2, 400) for _ in range(3)), 1 << 40]:
         with open(questions, "rb") as stdin:

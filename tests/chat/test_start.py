@@ -100,7 +100,7 @@ def shell(command: str, **given: Any) -> subprocess.CompletedProcess[bytes]:
 
 def test_a_waiting_writer_is_answered_line_by_line(base_run: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "chatbench", "chat", "-m", base_run, "--jsonl", "-n", "3"],
+        [sys.executable, "-m", "chatbench", "chat", "-m", base_run, "--jsonl", "--max-tokens", "3"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         encoding="utf-8",
     ) as process:  # fmt: skip
@@ -118,7 +118,7 @@ def test_a_waiting_writer_is_answered_line_by_line(base_run: Path) -> None:
 def test_ctrl_c_in_a_pipe_leaves_whole_samples_and_130(base_run: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "chatbench", "chat", "-m", base_run, "-p", "茶", "--n", "1000",
-         "-b", "1", "-n", "40"],
+         "-b", "1", "--max-tokens", "40"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -131,7 +131,9 @@ def test_ctrl_c_in_a_pipe_leaves_whole_samples_and_130(base_run: Path) -> None:
         assert process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("how", ["--jsonl -n 2 -b 2 < q.jsonl", "-p x --json --n 3 -n 90"])
+@pytest.mark.parametrize(
+    "how", ["--jsonl --max-tokens 2 -b 2 < q.jsonl", "-p x --json --n 3 --max-tokens 90"]
+)
 def test_a_reader_that_leaves_ends_the_program_quietly(
     base_run: Path, tmp_path: Path, how: str
 ) -> None:
@@ -152,7 +154,7 @@ def test_chinese_goes_in_and_out_with_nothing_around(base_run: Path) -> None:
     }  # fmt: skip
     row = '{"id": "茶", "prompt": "茶"}'
     done = shell(
-        f"echo '{row}' | chatbench chat -m {base_run} --jsonl -n 3 2>&-; echo $?",
+        f"echo '{row}' | chatbench chat -m {base_run} --jsonl --max-tokens 3 2>&-; echo $?",
         env=environment,
     )
     assert done.stderr == b""
@@ -176,7 +178,8 @@ def test_with_everything_closed_there_is_a_code(base_run: Path) -> None:
 def test_a_file_never_takes_the_place_of_a_closed_stream(base_run: Path, tmp_path: Path) -> None:
     """What is written to stderr by whomever must not end in the replies."""
     done = shell(
-        f'echo \'{{"prompt": "x"}}\' | chatbench chat -m {base_run} --jsonl -n 2 -o out 2>&- >&-',
+        f'echo \'{{"prompt": "x"}}\' | chatbench chat -m {base_run} --jsonl --max-tokens 2 -o out '
+        "2>&- >&-",
         cwd=tmp_path,
     )
     assert done.returncode == 0
@@ -189,7 +192,8 @@ def test_a_prompt_needs_little_more_than_torch(base_run: Path) -> None:
     good part of it."""
     code = (
         "import sys\nfrom chatbench.cli import run\n"
-        f"assert run(['chat', '-m', {str(base_run)!r}, '-p', 'x', '-n', '2', '--json']) == 0\n"
+        f"assert run(['chat', '-m', {str(base_run)!r}, '-p', 'x', '--max-tokens', '2', "
+        "'--json']) == 0\n"
         "heavy = {'torch._dynamo', 'sympy', 'nltk', 'sacrebleu', 'prompt_toolkit', 'jinja2',"
         " 'rich.console', 'huggingface_hub', 'transformers', 'yaml'}\n"
         "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)"

@@ -302,7 +302,10 @@ def test_a_hostile_folder_ends_with_exit_code_4(
     ALL[kind](folder)
     monkeypatch.setenv("COLUMNS", "10000")
     before = snapshot(folder.parent)
-    assert run(["chat", "-m", str(folder), "-p", "hello 你好", "-n", "2", "--device", "cpu"]) == 4
+    assert (
+        run(["chat", "-m", str(folder), "-p", "hello 你好", "--max-tokens", "2", "--device", "cpu"])
+        == 4
+    )
     out, err = capfd.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1

@@ -37,7 +37,7 @@ class SamplingSettings(Settings):
         knob("Added to the scores of these tokens, given by id or text"),
     ] = field(default_factory=dict)
     max_tokens: Annotated[
-        int, flag("Longest reply", "-n", "--max-new-tokens", panel="Sampling", ge=1)
+        int, flag("Longest reply", "--max-new-tokens", panel="Sampling", ge=1)
     ] = 256
     seed: (
         Annotated[int, flag("Seed of the choice", panel="Sampling", ge=0, le=LARGEST_SEED)] | None
@@ -85,7 +85,7 @@ class EvaluateSettings(Settings):
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     quantize: Quantize = "none"
     template: Template | None = None
-    max_tokens: Annotated[int, flag("Longest reply", "-n", "--max-new-tokens", ge=1)] = 128
+    max_tokens: Annotated[int, flag("Longest reply", "--max-new-tokens", ge=1)] = 128
     temperature: Annotated[float, flag("0 always takes the likeliest token", "--temp", ge=0)] = 0.0
     seed: Annotated[int, flag("Seed of the choice", ge=0, le=LARGEST_SEED)] = 0
     json: Annotated[bool, flag("Print the scores as JSON")] = False
@@ -111,7 +111,8 @@ class ChatSettings(Settings):
     samples: Annotated[
         int,
         flag(
-            "So many replies to each prompt, each with its own seed (-n is --max-tokens)",
+            "So many replies to each prompt, each with its own seed",
+            "-n",
             "--n",
             "--num-samples",
             "--num-return-sequences",
