@@ -111,7 +111,7 @@ def test_what_was_finetuned_opens_elsewhere_with_its_template(tuned: Path, forei
 
 
 def test_chat_and_jsonl(tuned: Path, cli: Callable[..., Any]) -> None:
-    talk = ("-p", "茶多少钱？", "-n", "8", "--temp", "0")
+    talk = ("-p", "茶多少钱？", "--max-tokens", "8", "--temp", "0")
     said = cli("chat", "-m", tuned, *talk, "--device", "cpu")
     assert said.returncode == 0, said.stderr
     lines = [
@@ -129,7 +129,7 @@ def test_chat_and_jsonl(tuned: Path, cli: Callable[..., Any]) -> None:
 
 
 def test_evaluate(foreign: Path, tuned: Path, chats: Path, cli: Callable[..., Any]) -> None:
-    limits = ("--max-examples", "2", "-n", "4", "--json", "--device", "cpu")
+    limits = ("--max-examples", "2", "--max-tokens", "4", "--json", "--device", "cpu")
     judged = cli("evaluate", "-m", tuned, "-d", chats, *limits)
     assert judged.returncode == 0, judged.stderr
     found = {score["name"]: score for score in json.loads(judged.stdout)["scores"]}["perplexity"]

@@ -50,7 +50,8 @@ def make_model(place: Path) -> Path:
 
 def first_token(model: Path) -> None:
     """Until something comes; what follows is not waited for."""
-    command = [sys.executable, "-m", "chatbench", "chat", "-m", model, "-p", "茶 tea", "-n", "9"]
+    talk = ["chat", "-m", model, "-p", "茶 tea", "--max-tokens", "9"]
+    command = [sys.executable, "-m", "chatbench", *talk]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(1)
@@ -59,7 +60,8 @@ def first_token(model: Path) -> None:
 
 def whole_reply(model: Path) -> None:
     """One token, to the end of the process."""
-    command = [sys.executable, "-m", "chatbench", "chat", "-m", model, "-p", "茶 tea", "-n", "1"]
+    talk = ["chat", "-m", model, "-p", "茶 tea", "--max-tokens", "1"]
+    command = [sys.executable, "-m", "chatbench", *talk]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -861,6 +861,19 @@ def test_damaged_columns_are_failures(kind: str, rng: random.Random) -> None:
         read(bytes(broken), "x")
 
 
+def test_a_length_beyond_all_memory_is_damage() -> None:
+    import pyarrow
+
+    data = arrow_files([{"text": f"茶 {n} " * 20} for n in range(300)])["stream"]
+    reader = pyarrow.ipc.MessageReader.open_stream(data)
+    body = list(reader)[1].body.size.to_bytes(8, "little")
+    assert data.count(body) == 1
+    records = read(data.replace(body, (1 << 60).to_bytes(8, "little")), "x")
+    assert failures(records) == [("x", "damaged Arrow")]
+    [failure] = [record for record in records if isinstance(record, Failure)]
+    assert "more memory than there is" in str(failure)
+
+
 def test_without_pyarrow_there_is_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
 

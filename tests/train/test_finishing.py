@@ -75,11 +75,13 @@ def test_a_best_checkpoint_that_was_damaged_is_not_passed_off_as_the_model(
 ) -> None:
     def validating(step: int, batch: Any) -> float:
         if step == 9:
+            trainer._saver.wait()
             path = checkpoint_of(tmp_path, 3) / "model" / "model.safetensors"
             path.write_bytes(path.read_bytes()[:-1])
         return 1.0 if step < 3 else 2.0
 
-    trainer_of(tmp_path, corpus_folder, validating=validating, eval_every=1).fit()
+    trainer = trainer_of(tmp_path, corpus_folder, validating=validating, eval_every=1)
+    trainer.fit()
     assert step_of(tmp_path) == {"step": 10, "trained": 10}
     said = capsys.readouterr().err
     assert "so the last step takes the place of the best" in said

@@ -107,10 +107,13 @@ def _label_names(schema: Any) -> dict[str, list[str]]:
 
 
 def _errors() -> tuple[type[BaseException], ...]:
-    # pyarrow says OSError for a damaged file, and text that is not UTF-8 is found out late.
+    # pyarrow says OSError for a damaged file, and text that is not UTF-8 is found out late; a
+    # damaged length asks for more memory than there is.
     arrow = package("pyarrow", "reading Arrow", _HINT)
-    return (arrow.ArrowException, OSError, UnicodeDecodeError)
+    return (arrow.ArrowException, OSError, UnicodeDecodeError, MemoryError)
 
 
 def _line(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "a part of it asks for more memory than there is"
     return " ".join(str(error).split())[:300]
