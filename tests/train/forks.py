@@ -109,7 +109,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chatbench.train.recipes.Likelihood = Troubled  # type: ignore[misc]
+    chatbench.train.likelihood.Likelihood = Troubled  # type: ignore[misc]
     with contextlib.redirect_stdout(io.StringIO()):  # and what parsing loads
         run(["pretrain", "-d", "corpus", "-o", "run", "--print-config"])
     for line in sys.stdin:

@@ -202,6 +202,7 @@ class FinetuneSettings(Settings):
     out: Annotated[str, flag("Run folder to write (required)", "-o", "--out-dir", "--output-dir")]
     resume: Annotated[bool, flag("Continue what is in the run folder")] = False
     dry_run: Annotated[bool, flag("Show the plan and what it will cost, then end")] = False
+    objective: Annotated[Literal["sft"], flag("What is learned: sft, replies as they are")] = "sft"
     train_on: Annotated[
         Literal["assistant", "all"], flag("Learn the replies only, or every token")
     ] = "assistant"

@@ -25,6 +25,7 @@ from chatbench.storage import FileEntry, new_folder, remove_folder, verify, writ
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train.parts import Meeting, Part, Parts
 from chatbench.train.skipping import Skips
+from chatbench.train.window import Window
 
 KIND = "checkpoint"
 _OPTIMIZER = "optimizer.safetensors"
@@ -43,8 +44,7 @@ class TrainState(msgspec.Struct):
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    window_total: float = 0.0
-    window_weight: float = 0.0
+    window: Window = msgspec.field(default_factory=Window)
     validated: int = 0
     val_loss: float | None = None
     best_step: int = 0

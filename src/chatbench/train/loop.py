@@ -80,8 +80,8 @@ class Trainer:
             model, optim, plan.learning_rate, dtype, world.ranks,
             batch_tokens=plan.rows_per_step * plan.seq_len,
         )  # fmt: skip
-        self._trained, self._prepare = as_trained(model, settings, plan, dtype, self._device)
-        self._loss = world.loss(objective, self._trained, self._optimizers)
+        trained, self._prepare = as_trained(model, settings, plan, dtype, self._device)
+        self._loss = world.loss(objective, trained, self._optimizers)
         self._readings = Readings(self._device)
         self._meter = Meter(model)
         self._state = TrainState(
@@ -209,7 +209,8 @@ class Trainer:
         elapsed = time.monotonic() - started
         self._ending.step_seconds = elapsed
         self._meter.count(batch, elapsed)
-        monitor.progress(state.step, state.seconds + elapsed, self._mean(), batch.tokens / elapsed)
+        speed = batch.tokens / elapsed
+        monitor.progress(state.step, state.seconds + elapsed, state.window.mean, speed)
         if due:
             self._log(monitor, scale, batch.tokens, elapsed)
         if state.step % plan.eval_every == 0:
@@ -238,12 +239,15 @@ class Trainer:
     def _backward(self, batch: GlobalBatch) -> Tensor:
         # Summed in float64, which Apple's GPU does not have.
         wide = torch.float32 if self._device.type == "mps" else torch.float64
-        total = torch.zeros((), dtype=wide, device=self._device)
+        total, metrics = torch.zeros((), dtype=wide, device=self._device), []
         for number, part in enumerate(batch.parts, 1):
             loss = self._loss(part.to(self._device), number == len(batch.parts))
             (loss.total / batch.weight).backward()  # type: ignore[no-untyped-call]
             self._optimizers.collect_gradients()
             total += loss.total.detach()
+            metrics.append(loss.metrics)
+        # Not before all of the step fitted into memory.
+        self._state.window.add(metrics)
         return self._world.total(total)
 
     def _halve(self) -> None:
@@ -287,8 +291,8 @@ class Trainer:
         for reading in self._readings.take(everything=everything):
             why = state.skips.note(reading)
             if why is None:
-                state.window_total += reading.total
-                state.window_weight += reading.weight
+                state.window.total += reading.total
+                state.window.weight += reading.weight
                 state.norm = reading.norm
             else:
                 self._tell_skipped(monitor, reading, why)
@@ -305,16 +309,12 @@ class Trainer:
             self._saver.wait()
             raise skips.diverged(reading.step + 1, checkpoint.checkpoints_of(self._run))
 
-    def _mean(self) -> float:
-        """Loss per token since the last line of metrics.jsonl."""
-        state = self._state
-        return state.window_total / state.window_weight if state.window_weight else math.nan
-
     def _log(self, monitor: Monitor, scale: float, tokens: int, elapsed: float) -> None:
         state = self._state
         values = {"learning_rate": scale * self._plan.learning_rate, "tokens": state.tokens}
-        if state.window_weight:  # unless every step was skipped
-            values |= {"loss": self._mean(), "grad_norm": state.norm}
+        if state.window.weight:  # unless every step was skipped
+            values |= {"loss": state.window.mean, "grad_norm": state.norm}
+        values |= self._objective.report(state.window.gathered(self._world))
         monitor.metrics(state.step, values)
         monitor.timings(
             state.step,
@@ -324,7 +324,7 @@ class Trainer:
                 **self._clock.take(),
             },
         )
-        state.window_total = state.window_weight = 0.0
+        state.window.clear()
 
     def _validate(self, monitor: Monitor) -> None:
         begun = time.monotonic()
@@ -353,6 +353,7 @@ class Trainer:
         if self._saved == state.step:
             return
         self._written()
+        state.window.gathered(self._world)
         self._saved = state.step
         begun = self._last_save = time.monotonic()
         state.log_bytes = monitor.sync()

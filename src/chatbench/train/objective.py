@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,7 +16,8 @@ class Batch(NamedTuple):
     """Rows of one micro-batch. `ids`, `targets` (B, T) int64; `weights` (B, T) float32.
 
     `places` (M,) int64: where `weights`, laid flat, are not zero; `weight`: their sum. Both are
-    counted on the host, since asking a GPU would make the host wait for it.
+    counted on the host, since asking a GPU would make the host wait for it. `more`: what an
+    objective needs besides, tensors (B, ...) of a line for each row.
     """
 
     ids: Tensor
@@ -25,6 +26,7 @@ class Batch(NamedTuple):
     packing: Packing | None
     places: Tensor | None = None
     weight: float = 0.0
+    more: Mapping[str, Tensor] | None = None
 
     def counted(self) -> Batch:
         """With `places` and `weight`."""
@@ -39,12 +41,13 @@ class Batch(NamedTuple):
             return [self]
         here = []
         for begin in range(0, len(self.ids), rows):
-            ids, targets, weights = (t[begin : begin + rows] for t in self[:3])
+            part = slice(begin, begin + rows)
+            ids, targets, weights = (t[part] for t in self[:3])
             packing = self.packing
             if packing is not None:
-                document, position = packing.document, packing.position
-                packing = Packing(document[begin : begin + rows], position[begin : begin + rows])
-            here.append(Batch(ids, targets, weights, packing))
+                packing = Packing(packing.document[part], packing.position[part])
+            more = self.more and {name: t[part] for name, t in self.more.items()}
+            here.append(Batch(ids, targets, weights, packing, more=more))
         return here
 
     def pinned(self) -> Batch:
@@ -53,26 +56,32 @@ class Batch(NamedTuple):
         assert here.places is not None
         if here.packing is not None:
             here.packing.starts()  # to be counted on the host as well
-        packing = here.packing and here.packing.map(Tensor.pin_memory)
-        ids, targets, weights = (t.pin_memory() for t in here[:3])
-        return Batch(ids, targets, weights, packing, here.places.pin_memory(), here.weight)
+        return here._mapped(Tensor.pin_memory, here.packing and here.packing.map(Tensor.pin_memory))
 
     def to(self, device: torch.device) -> Batch:
         """On the device, counted."""
         here = self.counted()
         assert here.places is not None
-        packing = here.packing and here.packing.to(device)
-        ids, targets, weights = (t.to(device, non_blocking=True) for t in here[:3])
-        places = here.places.to(device, non_blocking=True)
-        return Batch(ids, targets, weights, packing, places, here.weight)
+        return here._mapped(
+            lambda t: t.to(device, non_blocking=True), here.packing and here.packing.to(device)
+        )
+
+    def _mapped(self, move: Callable[[Tensor], Tensor], packing: Packing | None) -> Batch:
+        assert self.places is not None
+        ids, targets, weights, places = map(move, (*self[:3], self.places))
+        more = self.more and {name: move(t) for name, t in self.more.items()}
+        return Batch(ids, targets, weights, packing, places, self.weight, more)
 
 
 class Loss(NamedTuple):
-    """Summed over what counts; `total / weight` is the mean, over any grouping of rows."""
+    """Summed over what counts; `total / weight` is the mean, over any grouping of rows.
+
+    `metrics`: further sums, some of those that the objective names in `summed`.
+    """
 
     total: Tensor
     weight: float
-    metrics: dict[str, float]
+    metrics: Mapping[str, float | Tensor]
 
 
 class GlobalBatch(NamedTuple):
@@ -90,11 +99,22 @@ class GlobalBatch(NamedTuple):
 class Objective(Protocol):
     """What is minimised, over which batches."""
 
+    @property
+    def summed(self) -> Sequence[str]:
+        """Names of the sums that losses may come with, the same on all ranks."""
+
+    @property
+    def of_text(self) -> bool:
+        """Whether the loss is that of text, to which an n-gram model is a measure."""
+
     def batch(self, step: int) -> GlobalBatch:
         """The batch of a step, a function of the step alone."""
 
     def loss(self, model: GPT, batch: Batch) -> Loss:
-        """The summed loss of one micro-batch; sums for metrics when gradients are off."""
+        """The summed loss of one micro-batch."""
+
+    def report(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What to log of sums over many micro-batches, of training or of validation."""
 
     def validation(self) -> Iterator[Batch]:
         """The same held-out batches at every call; none when nothing is held out."""

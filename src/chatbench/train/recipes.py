@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import msgspec
 import torch
 
 from chatbench import __version__, console
-from chatbench.conversation import Message, parse_messages
-from chatbench.corpus.build import preprocess
-from chatbench.corpus.shards import Corpus, TokenSplit, open_corpus
-from chatbench.errors import DataError, IntegrityError, UsageError
+from chatbench.corpus.shards import Corpus, open_corpus
+from chatbench.errors import DataError, UsageError
 from chatbench.model.device import dtype_name, pick_device, pick_dtype
-from chatbench.model.folder import open_model, read_provenance, tokenizer_folder
+from chatbench.model.folder import open_model
 from chatbench.model.transformer import GPT, ModelConfig, initialise
-from chatbench.settings import FinetuneSettings, PreprocessSettings, PretrainSettings
+from chatbench.settings import FinetuneSettings, PretrainSettings
 from chatbench.settings.base import replace
 from chatbench.text.chat_templates import has_template
-from chatbench.text.template import reply_prompt
 from chatbench.text.tokenizer import Tokenizer
-from chatbench.train.batches import Batches, PackedRows, Rows, StreamRows, held_out
+from chatbench.train.batches import StreamRows
 from chatbench.train.compiling import check_compiler
+from chatbench.train.dialogues import is_corpus, open_dialogues
 from chatbench.train.forecast import Difficulty, difficulty
-from chatbench.train.likelihood import Likelihood
+from chatbench.train.likelihood import Texts
 from chatbench.train.loop import Trainer
+from chatbench.train.material import Given, Material
 from chatbench.train.parallel import World, led, options, world
 from chatbench.train.plan import (
     DEFAULT_FINETUNE_EPOCHS,
@@ -49,14 +46,15 @@ from chatbench.train.planning import (
     use_threads,
 )
 from chatbench.train.references import References
-from chatbench.train.run import CONFIG, Run, RunSettings, open_run, patience_of
-from chatbench.train.samples import Prompt
+from chatbench.train.run import Run, RunSettings, open_run, patience_of
+from chatbench.train.samples import Prompt, chat_prompts, text_prompts
 from chatbench.train.summary import summary
+from chatbench.train.supervised import supervised
 from chatbench.train.table import show_plan
 
-_PROMPT_CHARACTERS = 24
-_SAMPLES = 2
 _FINETUNE_BATCH_TOKENS = 4096
+# What a finetune learns from, by its objective.
+MATERIALS: dict[str, Callable[[Given], Material]] = {"sft": supervised}
 
 
 def pretrain(settings: PretrainSettings, begun: float | None = None) -> Path | None:
@@ -88,9 +86,10 @@ def _pretrain(settings: PretrainSettings, begun: float, ranks: World) -> Path | 
             StreamRows(split, config.context, corpus.tokenizer.end_of_text, settings.seed)
             for split in (corpus.split("train"), corpus.split("val"))
         )
+        material = Texts(rows, held, corpus.tokenizer)
         plan = ranks.first_says(
             lambda: _planned(
-                settings, config, rows, device, threads, begun,
+                settings, config, material, device, threads, begun,
                 seq_len=config.context, batch_tokens=usual_batch(settings.model), hard=hard,
                 tokenizer=corpus.tokenizer, ranks=ranks.size,
             ),
@@ -101,8 +100,8 @@ def _pretrain(settings: PretrainSettings, begun: float, ranks: World) -> Path | 
         model = GPT(config)
         initialise(model, settings.seed)
         return _train(
-            run, settings, corpus, model.to(device), rows, held,
-            _text_prompts(settings.train.prompts, corpus), plan, ranks,
+            run, settings, corpus, model.to(device), material,
+            text_prompts(settings.train.prompts, corpus), plan, ranks,
         )  # fmt: skip
 
 
@@ -128,7 +127,7 @@ def _finetune(settings: FinetuneSettings, begun: float, ranks: World) -> Path | 
             f"--seq-len {seq_len} is longer than the model's context of {model.config.context}",
             hint=f"use at most {model.config.context}",
         )
-    if settings.train_on == "assistant" and not _is_corpus(settings.data):
+    if settings.train_on == "assistant" and not is_corpus(settings.data):
         tokenizer.template  # noqa: B018  a model without one is refused before any work
     with _place(settings, ranks) as (run, place):
         if run is not None and run.finished:
@@ -136,29 +135,22 @@ def _finetune(settings: FinetuneSettings, begun: float, ranks: World) -> Path | 
         threads = use_threads(device)
         with led(settings, ranks):
             _number_format(run, settings, device)
-        corpus = _dialogues(settings, tokenizer, base, place)
+        corpus = open_dialogues(settings, tokenizer, base, place)
         ranks.compare({"the corpus": corpus.fingerprint})
-        rows, held = (
-            _packed(settings, split, corpus.tokenizer, seq_len)
-            for split in (corpus.split("train"), corpus.split("val"))
-        )
-        if rows.skipped:
-            console.notice(
-                f"{rows.skipped} texts and pieces hold no reply to learn from, they were left out"
-            )
+        material = MATERIALS[settings.objective](Given(settings, corpus, model, seq_len, place))
         plan = ranks.first_says(
             lambda: _planned(
-                settings, model.config, rows, device, threads, begun,
+                settings, model.config, material, device, threads, begun,
                 seq_len=seq_len, batch_tokens=_FINETUNE_BATCH_TOKENS, ranks=ranks.size,
             ),
             Plan,
         )  # fmt: skip
         if run is None:
             return None
-        prompts = _chat_prompts if has_template(corpus.tokenizer) else _text_prompts
+        prompts = chat_prompts if has_template(corpus.tokenizer) else text_prompts
         return _train(
-            run, settings, corpus, model, rows, held, prompts(settings.train.prompts, corpus),
-            plan, ranks, base=str(base),
+            run, settings, corpus, model, material, prompts(settings.train.prompts, corpus), plan,
+            ranks, base=str(base),
         )  # fmt: skip
 
 
@@ -183,18 +175,18 @@ def _number_format(run: Run | None, settings: RunSettings, device: torch.device)
 
 
 def _planned(
-    settings: RunSettings, config: ModelConfig, rows: Rows, device: torch.device, threads: str,
-    begun: float, *, seq_len: int, batch_tokens: int, hard: Difficulty | None = None,
+    settings: RunSettings, config: ModelConfig, material: Material, device: torch.device,
+    threads: str, begun: float, *, seq_len: int, batch_tokens: int, hard: Difficulty | None = None,
     tokenizer: Tokenizer | None = None, ranks: int = 1,
 ) -> Plan:  # fmt: skip
     """The plan, told to people. What was measured for it is written into the settings."""
-    if not rows.count():
+    if not material.count():
         raise DataError("the training split holds nothing to learn from")
     pretraining = isinstance(settings, PretrainSettings)
     train, dtype = settings.train, pick_dtype(settings.dtype, device)
     plan = make_plan(
         train, settings.optim, seq_len=seq_len, batch_tokens=batch_tokens,
-        rows_per_epoch=rows.count(), hidden_size=config.hidden_size, finetune=not pretraining,
+        rows_per_epoch=material.count(), hidden_size=config.hidden_size, finetune=not pretraining,
         default_minutes=DEFAULT_PRETRAIN_MINUTES if pretraining else None,
         default_epochs=None if pretraining else DEFAULT_FINETUNE_EPOCHS,
     )  # fmt: skip
@@ -210,30 +202,18 @@ def _planned(
     with torch.device("meta"):
         total = GPT(config).parameter_count()
     place = ", ".join(word for word in (f"{settings.dtype} on {device.type}", threads) if word)
-    show_plan(plan, config, total, rows.count(), place, cost, hard)
+    show_plan(plan, config, total, material.count(), place, cost, hard)
     if hard is not None and tokenizer is not None:
         tell_warnings(config, plan, hard, tokenizer)
     return plan
 
 
-def _packed(
-    settings: FinetuneSettings, split: TokenSplit, tokenizer: Tokenizer, seq_len: int
-) -> PackedRows:
-    """Rows of conversations, cut where the template begins turns; texts alone need no template."""
-    template = tokenizer.template if has_template(tokenizer) else None
-    return PackedRows(
-        split, seq_len, template.turn_start if template else None, settings.seed,
-        user_turn=template.user_turn if template else (), learn_all=settings.train_on == "all",
-    )  # fmt: skip
-
-
 def _train(
-    run: Run, settings: RunSettings, corpus: Corpus, model: GPT, rows: Rows, held: Rows,
+    run: Run, settings: RunSettings, corpus: Corpus, model: GPT, material: Material,
     prompts: list[Prompt], plan: Plan, ranks: World, base: str | None = None,
 ) -> Path:  # fmt: skip
     """The part that all training shares; `base` names the model that a finetune starts from."""
-    batches = Batches(rows, plan.rows_per_step, plan.micro_batch, rank=ranks.rank, ranks=ranks.size)
-    validation = held_out(held, plan.micro_batch, plan.eval_tokens)
+    objective = material.objective(plan, ranks)
     device = model.model.embed_tokens.weight.device
     restored = run.begin(settings, corpus.fingerprint, device, corpus.tokenizer.digest, ranks)
     fitting = [prompt for prompt in prompts if len(prompt.ids) < model.config.context]
@@ -243,85 +223,21 @@ def _train(
     plan = plan._replace(spent=time.monotonic() - plan.begun)
     tell_haste(plan)
     trainer = Trainer(
-        run.path, plan, settings.train, settings.optim, model, corpus.tokenizer,
-        Likelihood(batches, validation, corpus.tokenizer), fitting,
+        run.path, plan, settings.train, settings.optim, model, corpus.tokenizer, objective, fitting,
         _provenance(corpus, base), corpus.fingerprint, pick_dtype(settings.dtype, device),
         patience=patience_of(settings), world=ranks,
     )  # fmt: skip
     if restored is not None:
         trainer.restore(restored)
         console.say(f"continuing from {restored.path}")
-    trainer.fit(References(run.path, corpus.split("train"), validation, corpus.tokenizer))
+    references = None
+    if objective.of_text:
+        held = list(objective.validation())
+        references = References(run.path, corpus.split("train"), held, corpus.tokenizer)
+    trainer.fit(references)
     for line in summary(run.path, finetuned=base is not None, ended=trainer.state):
         console.say(line)
     return run.path
-
-
-def _dialogues(settings: FinetuneSettings, tokenizer: Tokenizer, base: Path, place: Path) -> Corpus:
-    """The corpus folder named, or one made from a file and kept in `place`.
-
-    It is split as the base model's corpus was, so that what was held out there is held out here.
-    """
-    data = Path(settings.data)
-    if _is_corpus(data):
-        corpus = open_corpus(data)
-        if corpus.tokenizer.digest != tokenizer.digest:
-            raise IntegrityError(
-                f"{data} was made with another tokenizer than {settings.model}",
-                hint=f"give the .jsonl itself, or preprocess it with --tokenizer {settings.model}",
-            )
-        if settings.template and corpus.tokenizer.template.source != tokenizer.template.source:
-            raise UsageError(
-                f"the conversations of {data} are written in another chat template",
-                hint=f"give the .jsonl itself, or preprocess with --template {settings.template}",
-            )
-        return corpus
-    made = place / "corpus"
-    # Without a config.toml it belongs to an attempt that never began, perhaps on other data.
-    if not (made.is_dir() and (place / CONFIG).is_file()):
-        preprocess(
-            PreprocessSettings(
-                inputs=[str(data)],
-                out=str(made),
-                tokenizer=str(tokenizer_folder(base)),
-                template=settings.template,
-                overwrite=True,
-                profile=False,
-                **read_provenance(base).get("split", {}),
-            )
-        )
-    return open_corpus(made)
-
-
-def _is_corpus(data: str | Path) -> bool:
-    return (Path(data) / "manifest.json").is_file()
-
-
-def _chat_prompts(given: list[str], corpus: Corpus) -> list[Prompt]:
-    """What the samples answer: as given, or first questions of the validation split."""
-    asked = given or [
-        next((m.content for m in parse_messages(row["messages"]) if m.role == "user"), "")
-        for row in _held_out_rows(corpus, "messages")
-    ]
-    tokenizer = corpus.tokenizer
-    return [Prompt(t, reply_prompt(tokenizer, [Message("user", t)])) for t in asked if t]
-
-
-def _text_prompts(given: list[str], corpus: Corpus) -> list[Prompt]:
-    """What the samples continue: as given, or beginnings of validation texts, else questions."""
-    tokenizer = corpus.tokenizer
-    begun = given or [row["text"][:_PROMPT_CHARACTERS] for row in _held_out_rows(corpus, "text")]
-    prompts = [
-        Prompt(text, [*tokenizer.text_prefix, *tokenizer.encode(text)]) for text in begun if text
-    ]
-    return prompts or _chat_prompts([], corpus)
-
-
-def _held_out_rows(corpus: Corpus, key: str) -> Iterator[dict[str, Any]]:
-    """The first rows of the validation split that have this key."""
-    with open(corpus.folder / "val.jsonl", "rb") as handle:
-        rows = map(msgspec.json.decode, handle)
-        yield from islice((row for row in rows if key in row), _SAMPLES)
 
 
 def _provenance(corpus: Corpus, base: str | None) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from chatbench.model.transformer import GPT
@@ -15,21 +13,20 @@ from chatbench.train.parallel import World
 def validation(
     model: GPT, objective: Objective, world: World, rows: int, device: torch.device
 ) -> dict[str, float]:
-    """`val_loss` (nats a token) and, where bytes are known, `val_bits_per_byte`, by batches of at
+    """`val_loss`, the mean, and what the objective reports besides (`val_...`), by batches of at
     most `rows` rows; nothing where nothing is held out."""
-    total = weight = nats = size = 0.0
+    total = weight = 0.0
+    sums = dict.fromkeys(objective.summed, 0.0)
     parts = (part for batch in objective.validation() for part in batch.cut(rows))
     with world.whole("validating"):
         for batch in world.share(parts):
             loss = objective.loss(model, batch.to(device))
             total += float(loss.total)
             weight += loss.weight
-            nats += loss.metrics["text_nats"]
-            size += loss.metrics["text_bytes"]
-    total, weight, nats, size = world.sums((total, weight, nats, size))
+            for name, value in loss.metrics.items():
+                sums[name] += float(value)
+    total, weight, *summed = world.sums((total, weight, *sums.values()))
     if not weight:
         return {}
-    values = {"val_loss": total / weight}
-    if size:
-        values["val_bits_per_byte"] = nats / size / math.log(2)
-    return values
+    reported = objective.report(dict(zip(sums, summed, strict=True)))
+    return {"val_loss": total / weight} | {f"val_{k}": v for k, v in reported.items()}
