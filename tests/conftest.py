@@ -54,6 +54,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("CHATBENCH_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("CHATBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from evaluate.styled import styles
 
 from conftest import ROOT, SHARED_DATA
 
@@ -37,3 +39,17 @@ def test_the_whole_job_on_real_data(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "perplexity" in done.stdout
     assert done.stdout.count("> ") == 4
+
+
+def test_styled_dialogues_are_different_and_right() -> None:
+    rows = styles.dialogues(500, seed=3)
+    assert rows == styles.dialogues(500, seed=3) != styles.dialogues(500, seed=4)
+    assert len({str(row) for row in rows}) == 500
+    known = {column: {row[column] for row in rows if column in row} for column in ("style", "语气")}
+    assert known == {"style": {"formal", "casual"}, "语气": {"正式", "随意"}}
+    for row in rows:
+        asked, told = (message["content"] for message in row["messages"])
+        (goods,) = [g for g in styles.GOODS if re.search(rf"\b{g[0]}\b", asked) or g[1] in asked]
+        assert int(row["facts"][0]) in goods[2:]
+        assert row["facts"][0] in told
+        assert told.isascii() == asked.isascii() == ("style" in row)

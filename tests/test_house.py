@@ -20,20 +20,22 @@ LAYERS = [
     {"demo"},
     {"chat"},
     {"flags"},
-    {"train", "evaluate", "export"},
+    {"train", "evaluate", "export", "classify"},
     {"engine"},
+    {"report"},
     {"corpus", "model"},
     {"text"},
     {"config"},
     {"settings"},
+    {"runs"},
     {"storage", "hub"},
     {"conversation"},
     {"console"},
     {"errors"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-FREE_OF_TORCH = ("info", "corpus", "text", "cli", "flags", "config", "settings", "storage", "hub",
-                 "conversation", "console", "errors")  # fmt: skip
+FREE_OF_TORCH = ("info", "report", "runs", "corpus", "text", "cli", "flags", "config", "settings",
+                 "storage", "hub", "conversation", "console", "errors")  # fmt: skip
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -104,9 +106,12 @@ def test_preparing_a_corpus_does_not_load_torch() -> None:
         "finetune",
         "evaluate",
         "chat",
+        "classify",
         "info",
         "screen",
         "export",
+        "report",
+        "runs",
     ],
 )
 def test_help_loads_nothing_heavy(verb: str) -> None:

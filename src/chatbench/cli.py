@@ -15,12 +15,14 @@ from chatbench.errors import EnvironmentFault, ExitCode, UserError, is_out_of_me
 from chatbench.flags import CONTEXT, settings_command
 from chatbench.settings import (
     ChatSettings,
+    ClassifySettings,
     DemoSettings,
     EvaluateSettings,
     ExportSettings,
     FinetuneSettings,
     PreprocessSettings,
     PretrainSettings,
+    ReportSettings,
     ScreenSettings,
 )
 
@@ -129,9 +131,13 @@ def _refuse_in_use(run: str) -> None:
     epilog="Example: chatbench evaluate -m runs/bot -d questions.jsonl --json",
 )  # fmt: skip
 def evaluate(settings: EvaluateSettings) -> None:
-    from chatbench.evaluate.run import evaluate, show
+    from chatbench.evaluate.gate import require_met
+    from chatbench.evaluate.run import evaluate
+    from chatbench.evaluate.showing import show
 
-    show(evaluate(settings), as_json=settings.json)
+    result = evaluate(settings)
+    show(result, as_json=settings.json)
+    require_met(result.missed)
 
 
 @settings_command(
@@ -147,6 +153,18 @@ def chat(settings: ChatSettings) -> None:
 
 
 @settings_command(
+    app, ClassifySettings, name="classify", positional="inputs",
+    help="Label texts: a table, JSON Lines or lines in, the same with label and confidence out.",
+    epilog="Examples: chatbench classify -m runs/intents mails.csv > labelled.csv · echo 'Where is"
+    " my card?' | chatbench classify -m runs/bot --choice card --choice loan --json",
+)  # fmt: skip
+def classify(settings: ClassifySettings) -> None:
+    from chatbench.classify.run import classify
+
+    raise typer.Exit(classify(settings))
+
+
+@settings_command(
     app, ExportSettings, name="export",
     help="Write a model for other programs: a GGUF file, or a plain folder with adapters merged.",
     epilog="Example: chatbench export -m runs/bot --to gguf -o bot.gguf --quantize q8_0 --verify",
@@ -155,6 +173,37 @@ def export(settings: ExportSettings) -> None:
     from chatbench.export.run import export
 
     console.emit(str(export(settings)))
+
+
+@settings_command(
+    app, ReportSettings, name="report", positional="paths",
+    help="Make a page of a run, of several runs over each other, or of an evaluation. Prints its"
+    " path.",
+    epilog="Examples: chatbench report @latest --open · chatbench report runs/a runs/b -o ab.html",
+)  # fmt: skip
+def report(settings: ReportSettings) -> None:
+    from chatbench.report.making import report
+
+    report(settings)
+
+
+@app.command("runs", context_settings=CONTEXT)
+def runs(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FOLDER] | compare RUN RUN... | tag RUN NAME",
+            show_default=False,
+            help="Without words: the runs in ./runs and in the folder CHATBENCH_RUNS",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="With tag: take the name away")] = False,
+) -> None:
+    """List runs, compare them, name them; @NAME, @latest and @best are understood as -m."""
+    from chatbench.report.listing import runs
+
+    runs(words or [], as_json=as_json, remove=remove)
 
 
 @app.command("info", context_settings=CONTEXT)

@@ -26,8 +26,14 @@ class Leaf(msgspec.Struct, frozen=True):
     default: Any
 
     @property
-    def name(self) -> str:
+    def field(self) -> str:
         return self.key.rsplit(".", 1)[-1]
+
+    @property
+    def name(self) -> str:
+        """What its flag is called, with underscores: most often as the field."""
+        extra = (self.meta and self.meta.extra) or {}
+        return str(extra.get("called") or self.field)
 
     @property
     def _declared(self) -> Any:
@@ -49,6 +55,11 @@ class Leaf(msgspec.Struct, frozen=True):
         if typing.get_origin(declared) is typing.Annotated:
             return typing.get_args(declared)[0]
         return declared
+
+    @property
+    def takes_one(self) -> bool:
+        """Whether a text stands for a list of it: where a list has to be given."""
+        return self.plain_type == list[str] and self.default is msgspec.NODEFAULT
 
 
 class Resolved(msgspec.Struct, Generic[S]):
@@ -94,7 +105,8 @@ def resolve(
                 raise UsageError(
                     f"unknown setting {key} in {source}", hint=did_you_mean(key, list(known))
                 )
-            values[key] = value
+            alone = isinstance(value, str) and known[key].takes_one
+            values[key] = [value] if alone else value
             sources[key] = source
 
     if config_file is not None:
@@ -157,9 +169,12 @@ def _parse_value(leaf: Leaf, text: str) -> Any:
     if leaf.plain_type is str or typing.get_origin(leaf.plain_type) is typing.Literal:
         return text
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    # A name may look like a number.
+    named = leaf.takes_one and not isinstance(value, list | str)
+    return text if named else value
 
 
 def _build(settings_type: type[S], values: Mapping[str, Any], sources: Mapping[str, str]) -> S:
@@ -208,9 +223,9 @@ def to_toml(settings: msgspec.Struct, sources: Mapping[str, str] | None = None) 
             value = getattr(value, part)
         section = leaf.key.rpartition(".")[0]
         line = (
-            f"# {leaf.name} = (not set)"
+            f"# {leaf.field} = (not set)"
             if value is None
-            else _assignment(leaf.name, value, tomli_w.dumps)
+            else _assignment(leaf.field, value, tomli_w.dumps)
         )
         if sources is not None:
             line += f"  # {sources[leaf.key]}"

@@ -16,6 +16,7 @@ class ExitCode(IntEnum):
     IN_USE = 6
     DIVERGED = 7
     LOST = 8
+    MISSED = 9
     STOPPED = 75
     INTERRUPTED = 130
     BROKEN_PIPE = 141
@@ -74,6 +75,12 @@ class LostError(UserError):
     """Another process of the same run is gone."""
 
     exit_code = ExitCode.LOST
+
+
+class MissedError(UserError):
+    """A result that is not what was required of it."""
+
+    exit_code = ExitCode.MISSED
 
 
 class Stopped(UserError):

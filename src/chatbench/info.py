@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import struct
 import sys
 import tempfile
 from importlib import metadata
@@ -19,11 +18,13 @@ from chatbench.corpus.reports.summary import aligned, show_corpus
 from chatbench.corpus.shards import KIND as CORPUS
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.hub import PREFIX, cached, is_hub_name
+from chatbench.model.counting import count_parameters, parameters_in
+from chatbench.runs import named
 from chatbench.storage import Manifest, pretty_json, read_manifest
+from chatbench.text.tags import known_in, shown
 
 _CORE_PACKAGES = ("torch", "tokenizers", "numpy", "safetensors", "nltk")
 _FOR_DEVELOPERS = ("dev", "oracle")
-_LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 Facts = dict[str, Any]
 
 
@@ -41,7 +42,7 @@ def info(name: str | Path | None, as_json: bool, kernels: bool = False) -> None:
     if name is None:
         _print(installation(), as_json)
         return
-    path = _fetched(str(name)) if is_hub_name(name) else Path(name)
+    path = _fetched(str(name)) if is_hub_name(name) else named(name)
     if not path.is_dir():
         from chatbench.model.finding import find_model
 
@@ -131,12 +132,19 @@ def _model_facts(folder: Path, manifest: Manifest | None) -> Facts:
         "layers": raw.get("num_hidden_layers", raw.get("n_layer")),
         "width": raw.get("hidden_size", raw.get("n_embd")),
         "heads": raw.get("num_attention_heads", raw.get("n_head")),
-        "parameters": _parameters_in(folder),
+        "parameters": parameters_in(folder),
         "vocabulary": raw.get("vocab_size"),
         "context": raw.get("max_position_embeddings", raw.get("n_positions")),
         "step": step,
         "base": noted.get("base") if isinstance(noted, dict) else None,
+        "tags": _tags(noted) if isinstance(noted, dict) else None,
     }
+
+
+def _tags(noted: Facts) -> str | None:
+    """Which tags a model has learned, with their most frequent values."""
+    told = [f"{column} ({shown(values)})" for column, values in known_in(noted).items()]
+    return ", ".join(told) or None
 
 
 def _adapter_facts(folder: Path) -> Facts:
@@ -159,41 +167,6 @@ def _read_object(path: Path) -> Facts:
     if not isinstance(raw, dict):
         raise IntegrityError(f"{path} is not a readable configuration: it holds no object")
     return raw
-
-
-def _parameters_in(folder: Path) -> int | None:
-    """Of model.safetensors, or of all its shards."""
-    if (folder / "model.safetensors").is_file():
-        return count_parameters(folder / "model.safetensors")
-    counts = [count_parameters(shard) for shard in sorted(folder.glob("model-*-of-*.safetensors"))]
-    return sum(count for count in counts if count) or None
-
-
-def count_parameters(weights: Path) -> int | None:
-    """Numbers in a safetensors file, from its header alone; None when there is no such file.
-
-    Format: 8 bytes of header length, little-endian, then JSON of name → dtype, shape, offsets.
-    Raises IntegrityError when the header cannot be read.
-    """
-    if not weights.is_file():
-        return None
-    try:
-        with open(weights, "rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            if length > _LARGEST_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(handle.read(length))
-        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        return sum(_product(shape) for shape in shapes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise IntegrityError(f"{weights} is damaged: {error}") from error
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= int(size)
-    return total
 
 
 def _print_kernels(as_json: bool) -> None:
@@ -220,6 +193,7 @@ def installation() -> Facts:
         facts[f"extra {extra}"] = {name: _version(name) or "missing" for name in packages}
     facts |= {
         "home": str(_home()),
+        "cache": _cache(),
         "temporary files": tempfile.gettempdir(),
         "program": sys.prefix,
     }
@@ -258,6 +232,16 @@ def _memory() -> str | None:
         return f"{format_count(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))}B"
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def _cache() -> str:
+    """Where corpora made behind the scenes are kept, and what they take."""
+    from chatbench.corpus.cache import cache_folder, cached_bytes
+
+    place = cache_folder()
+    if place is None:
+        return "none: there is no HOME"
+    return f"{place}, {format_count(cached_bytes(place))}B"
 
 
 def _home() -> Path:

@@ -19,13 +19,13 @@ from chatbench.chat import start
 from chatbench.chat.forms import Form, Forms, Weighed, drawn, form_of, read_schema
 from chatbench.chat.lines import JsonLines
 from chatbench.chat.pipe import answer
-from chatbench.chat.prompting import fit, oldest
 from chatbench.conversation import Message
 from chatbench.engine.constraints import Choices
 from chatbench.engine.json_schema import ANY_OBJECT
 from chatbench.errors import UsageError
 from chatbench.model.folder import OpenedModel, open_model
 from chatbench.settings import ChatSettings, SamplingSettings, replace
+from chatbench.text.fitting import fit, oldest
 from chatbench.text.template import render, reply_prompt
 
 WARM = SamplingSettings(temperature=2.0, top_k=0, top_p=1.0, max_tokens=40)

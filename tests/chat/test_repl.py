@@ -276,6 +276,7 @@ class Scripted:
     def __init__(self, **view: bool) -> None:
         self.view = View(**view)
         self.used, self.context = 9, 64
+        self.tags: dict[str, str] = {}
 
 
 def finished(reason: str = "stop") -> Completion:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chatbench.engine.score import token_losses
+from chatbench.engine.score import continuation_losses, token_losses
+from chatbench.evaluate.tasks import Sums, likelihood_measured
 from chatbench.model.transformer import GPT
 
 Make = Callable[..., GPT]
@@ -124,3 +125,59 @@ def test_losses_are_float64_and_need_no_gradient(make_model: Make) -> None:
     (found,) = losses(make_model(), [[1, 2, 3]], [])
     assert found.dtype == torch.float64
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("stride", [1, 2, 5, 8, 100])
+@pytest.mark.parametrize("asked", [None, 8, 3, 99])
+def test_windows_of_any_stride_score_each_token_once_with_what_was_stated(
+    make_model: Make, rng: random.Random, stride: int, asked: int | None
+) -> None:
+    model = make_model(context=8)
+    prefix, row = ids_of(rng, model, rng.randrange(3)), ids_of(rng, model, 30)
+    (found,) = token_losses(model, [row], prefix, 3, asked, stride)
+    assert len(found) == len(row)
+    context = min(asked or 8, 8)
+    ids = [*prefix, *row]
+    for at in range(max(1, len(prefix)), len(ids)):
+        fewest = min(at, max(1, context - stride + 1))
+        windows = [
+            full(model, ids[at - n : at + 1])[-1:] for n in range(fewest, min(at, context) + 1)
+        ]
+        loss = found[at - len(prefix), None]
+        assert any(same(loss, window) for window in windows), at
+        if stride == 1:
+            assert same(loss, windows[-1]), "moving by one, all see as much as there is"
+
+
+def test_the_last_window_reaches_back_as_far_as_it_can(
+    make_model: Make, rng: random.Random
+) -> None:
+    model = make_model(context=8)
+    row = ids_of(rng, model, 18)
+    (found,) = token_losses(model, [row], [], 1, None, 8)
+    assert same(found[17:], full(model, row[9:])[-1:])
+
+
+def test_perplexity_of_a_corpus_of_three_tokens_by_hand(make_chain: Make) -> None:
+    follows = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.6, 0.3], [0.8, 0.15, 0.05]])
+    rows = losses(make_chain(follows.log()), [[0, 1, 2], [1]], [0], 2)
+    sums = [Sums(math.fsum(row.tolist()), len(row)) for row in rows]
+    (perplexity,) = likelihood_measured(sums, "context:8")
+    wanted = (0.5 * 0.25 * 0.3 * 0.25) ** (-1 / 4)
+    assert perplexity.value == pytest.approx(wanted, rel=1e-6)
+    assert perplexity.n == 4
+    mean_of_means = (math.log(1 / (0.5 * 0.25 * 0.3)) / 3 + math.log(4)) / 2
+    assert perplexity.value != pytest.approx(math.exp(mean_of_means), rel=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_continuations_are_scored_behind_all_that_fits(
+    make_model: Make, rng: random.Random, batch_size: int
+) -> None:
+    model = make_model(context=16)
+    rows = [(ids_of(rng, model, n), begin) for n, begin in
+            ((2, 1), (9, 4), (9, 8), (17, 16), (17, 1), (30, 25), (30, 10), (5, 5))]  # fmt: skip
+    for (ids, begin), found in zip(rows, continuation_losses(model, rows, batch_size), strict=True):
+        kept = ids[-17:]
+        wanted = full(model, kept)[max(begin - len(ids) + len(kept), 1) - 1 :]
+        assert same(found, wanted.double())

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from chatbench.errors import DataError, IntegrityError, UsageError
-from chatbench.evaluate.run import Evaluation, evaluate, show
+from chatbench.evaluate import findings
+from chatbench.evaluate.run import Evaluation, evaluate
+from chatbench.evaluate.showing import show
 from chatbench.evaluate.tasks import likelihood
 from chatbench.model.folder import OpenedModel, open_model
 from chatbench.model.quantize import QuantizedLinear, quantize_model
@@ -71,8 +73,11 @@ def test_results_and_samples_say_what_was_found(settings: Make, tmp_path: Path) 
     assert stored["failed"] == 0
     for score, kept in zip(result.scores, stored["scores"], strict=True):
         wanted = {"name": score.name, "value": score.value, "n": score.n}
-        assert kept == {**wanted, "signature": score.signature}
+        assert kept == {
+            **wanted, "signature": score.signature, "low": score.low, "high": score.high
+        }  # fmt: skip
         assert score.signature
+        assert score.low <= score.high
     scores = named(result)
     assert scores["bits_per_byte"].n == sum(
         len(t.encode()) for t in ("茶卖5元。", "At 9:30.Hello!")
@@ -93,13 +98,12 @@ def test_right_says_whether_the_reply_has_the_facts(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = iter(["是5元。", "At 19:30.", "Hello!"])
-    as_it_is = evaluate.__globals__["judged"]
+    as_it_is = findings.judged
 
     def scripted(questions: Any, replies: Any) -> Any:
-        replies = [reply._replace(text=next(said)) for reply in replies]
-        return as_it_is(questions, replies)
+        return as_it_is(questions, [next(said) for _ in replies])
 
-    monkeypatch.setattr("chatbench.evaluate.run.judged", scripted)
+    monkeypatch.setattr("chatbench.evaluate.findings.judged", scripted)
     result = evaluate(settings(out=str(tmp_path / "scores")))
     rows = read_rows(tmp_path / "scores" / "samples.jsonl")
     assert [row.get("right") for row in rows] == [True, False, None]
@@ -114,9 +118,9 @@ def test_two_runs_write_identical_files(settings: Make, tmp_path: Path) -> None:
     evaluate(settings(out=str(out), overwrite=True, **hot))
     second = {path.name: path.read_bytes() for path in out.iterdir()}
     assert first.keys() == second.keys() == {
-        "results.json", "samples.jsonl", "settings.json", "manifest.json"
+        "results.json", "samples.jsonl", "documents.jsonl", "settings.json", "manifest.json"
     }  # fmt: skip
-    for name in ("results.json", "samples.jsonl"):
+    for name in ("results.json", "samples.jsonl", "documents.jsonl"):
         assert first[name] == second[name]
     other = evaluate(settings(**{**hot, "seed": 4}))
     assert other.scores != evaluate(settings(**hot)).scores
@@ -292,14 +296,14 @@ def _rendered(opened: OpenedModel, path: Path) -> list[Rendered]:
 def test_quantised_weights_write_the_replies(settings: Make, tmp_path: Path) -> None:
     """The replies are those of the quantised model: the engine sees no full weights any more."""
     seen: list[set[type]] = []
-    answered = evaluate.__globals__["answer"]
+    answered = findings.answer
 
     def watched(opened: OpenedModel, *rest: Any) -> Any:
         seen.append({type(block.mlp.up_proj) for block in opened.model.model.layers})
         return answered(opened, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("chatbench.evaluate.run.answer", watched)
+        patch.setattr("chatbench.evaluate.findings.answer", watched)
         found = named(evaluate(settings(quantize="int8", out=str(tmp_path / "scores"))))
     assert seen == [{QuantizedLinear}]
     assert found["chrf"].n == 3

@@ -133,18 +133,19 @@ def test_questions_are_the_conversations_that_end_with_a_reply() -> None:
     )
     assert found == [
         Question((Message("user", "q"),), "r", ("9:30", "5")),
-        Question(longer[:-1], "d", ()),
+        Question(longer[:-1], "d", (), 2),
     ]
 
 
 def test_answers_are_the_engines_in_the_order_of_the_questions(opened: OpenedModel) -> None:
     questions = [Question((Message("user", "?" * n),), "r", ()) for n in (1, 9, 3, 5)]
     greedy = SamplingSettings(temperature=0, max_tokens=6)
-    replies = answer(opened, questions, greedy, batch_size=2)
+    prompts = [reply_prompt(opened.tokenizer, question.messages) for question in questions]
+    replies = answer(opened, prompts, greedy, batch_size=2)
     for question, reply in zip(questions, replies, strict=True):
         request = Request(reply_prompt(opened.tokenizer, question.messages), greedy)
         (alone,) = Engine(opened.model, opened.tokenizer, 1).complete([request])
         assert reply.ids == alone.ids
-    pairs = judged(questions, replies)
+    pairs = judged(questions, [reply.text for reply in replies])
     assert [pair.reply for pair in pairs] == [reply.text.strip() for reply in replies]
     assert {pair.reference for pair in pairs} == {"r"}

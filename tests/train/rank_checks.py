@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from chatbench.model.adapter import LoraConfig, adapted
 from chatbench.model.attention import Packing
 from chatbench.model.transformer import GPT, ModelConfig, initialise
 from chatbench.settings import OptimSettings
+from chatbench.train.adapting import Adaptation
 from chatbench.train.objective import Batch, Loss, Objective
 from chatbench.train.optimizer import Optimizers
 from chatbench.train.parallel import SOLO, World, world
@@ -52,6 +55,16 @@ def tiny(seed: int, *, tie: bool) -> GPT:
     return model
 
 
+def adapt(model: GPT, seed: int, rank: int | None = None, layers: int | None = None) -> None:
+    """Let an adapter of this rank, none of whose matrices is zero, or the last blocks learn."""
+    lora = None if rank is None else LoraConfig(rank)
+    Adaptation(lora, layers, seed=seed).apply(model)
+    generator = torch.Generator().manual_seed(seed + 2)
+    with torch.no_grad():
+        for _, layer in adapted(model):
+            layer.lora_B += 0.2 * torch.randn(layer.lora_B.shape, generator=generator)
+
+
 def rows_of(step: int, seed: int, count: int) -> Batch:
     """`count` packed rows of random ids, some of weight zero."""
     generator = torch.Generator().manual_seed(seed * 1000 + step)
@@ -71,6 +84,8 @@ def train(ranks: World, data: dict[str, Any], start: dict[str, Any] | None = Non
     model = tiny(seed, tie=data["tie"])
     if dtype == torch.float64:
         model.double()
+    if "part" in data:
+        adapt(model, seed, **data["part"])
     objective: Objective = Likelihood()  # type: ignore[assignment]
     ranks.place(model, objective, dtype, Path(data["folder"]))
     optimizers = Optimizers(
@@ -263,3 +278,39 @@ def sees_another_folder(rank: int, size: int, data: dict[str, Any]) -> int:
     if rank == 1:
         group._holder = lambda folder: None
     return int(run(data["arguments"]))
+
+
+def same_preferences_as_one(rank: int, size: int, data: dict[str, Any]) -> None:
+    """Ranks judge pairs together, and the sum of their gradients is that of one process."""
+    import numpy as np
+    from preference_cases import drawn, gradients, model_of, preference, rows_of
+
+    from chatbench.settings import PreferenceSettings
+    from chatbench.train.preference import reply_logprobs
+    from chatbench.train.preference_reference import Reference
+
+    rng = random.Random(data["seed"])
+    rows = rows_of([drawn(rng) for _ in range(40)], row_len=160)
+    first, second = (model_of(rng.randrange(1 << 30)) for _ in range(2))
+    with world(HOST, "ddp") as ranks, tempfile.TemporaryDirectory() as place:
+        tables = [
+            Reference(first, torch.float64, Path(place) / each, {}).of(
+                {"train": rows}, reply_logprobs, 2, whose
+            )["train"]
+            for each, whose in (("ours", ranks), ("alone", SOLO))
+        ]
+        assert np.array_equal(*tables)
+        # Seven rows, which two ranks cannot share evenly.
+        ours, alone = (
+            gradients(
+                second,
+                preference(
+                    PreferenceSettings(sft_weight=0.3), rows, tables[0], rows_per_step=7,
+                    micro_batch=2, rank=whose.rank, ranks=whose.size,
+                ),
+            )
+            for whose in (ranks, SOLO)
+        )  # fmt: skip
+        for gradient in ours.values():
+            ranks.total(gradient)
+        assert distance(ours, alone) < data["bound"]

@@ -270,7 +270,7 @@ def test_no_conversation_is_lost_or_cut_when_it_fits(tmp_path: Path, rng: random
             for ids, weights in documents
         ]
         assert sorted(pieces) == sorted(wanted)
-    assert rows.skipped == 0
+    assert rows.tally.skipped == 0
 
 
 def test_rows_of_conversations_come_in_another_order_each_epoch(
@@ -319,7 +319,7 @@ def test_pieces_without_a_reply_are_left_out_and_counted(
     spoken = conversation(rng, 2)
     split = split_of(tmp_path, [silent, spoken, silent])
     rows = PackedRows(split, 32, TURN, seed=0)
-    assert (rows.skipped, rows.count()) == (2, 1)
+    assert (rows.tally.skipped, rows.count()) == (2, 1)
     assert [p[0] for p in pieces_of(rows.row(0, 0))] == [spoken[0][:-1]]
 
 
@@ -327,7 +327,7 @@ def test_learning_all_weighs_every_token_that_has_one_before_it(
     tmp_path: Path, rng: random.Random
 ) -> None:
     documents = conversations(rng, 10)
-    rows = PackedRows(split_of(tmp_path, documents), 40, TURN, seed=0, learn_all=True)
+    rows = PackedRows(split_of(tmp_path, documents), 40, TURN, seed=0, train_on="all")
     total = sum(rows.row(0, number).weights.sum() for number in range(rows.count()))
     assert total == sum(len(ids) - 1 for ids, _ in documents)
 
@@ -496,8 +496,8 @@ def test_plain_texts_are_not_replies(tmp_path: Path) -> None:
     text, chat = ([1, 2, 3, END], [1, 1, 1, 1]), ([TURN, 4, TURN, 5], [0, 0, 0, 1])
     split = split_of(tmp_path, [text, chat])
     replies = PackedRows(split, 64, TURN, 0)
-    every = PackedRows(split, 64, TURN, 0, learn_all=True)
-    assert (replies.skipped, every.skipped) == (1, 0)
+    every = PackedRows(split, 64, TURN, 0, train_on="all")
+    assert (replies.tally.skipped, every.tally.skipped) == (1, 0)
     assert replies.row(0, 0).weights.sum() == 1
     assert every.row(0, 0).weights.sum() == 6
 

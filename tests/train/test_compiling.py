@@ -341,7 +341,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train on the CPU as on a GPU: batches ahead, numbers late, bad updates skipped unseen."""
     monkeypatch.setattr(loop, "Readings", lambda device: Readings(device, late=True))
     monkeypatch.setattr(
-        loop, "Feed", lambda make, device, prepare: Feed(make, device, prepare, ahead=True)
+        loop, "Feed", lambda make, device, prepare, ahead: Feed(make, device, prepare, ahead=True)
     )
 
 

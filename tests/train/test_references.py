@@ -40,7 +40,7 @@ def test_they_count_the_tokens_and_bytes_of_the_validation(
         template = tokenizer.template
         return PackedRows(
             corpus.split(split), length, template.turn_start, 1, user_turn=template.user_turn,
-            learn_all=kind == "dialogues",
+            train_on="all" if kind == "dialogues" else "assistant",
         )  # fmt: skip
 
     batches = held_out(rows_of("val"), 3, 1_000_000)
@@ -68,7 +68,7 @@ def test_pieces_end_where_documents_do(corpus_folder: Path) -> None:
     """No piece holds tokens of two conversations."""
     corpus = open_corpus(corpus_folder)
     template = corpus.tokenizer.template
-    rows = PackedRows(corpus.split("val"), 200, template.turn_start, 0, learn_all=True)
+    rows = PackedRows(corpus.split("val"), 200, template.turn_start, 0, train_on="all")
     split = corpus.split("val")
     whole = {tuple(split.ids(number).tolist()) for number in range(len(split))}
     pieces = [tuple(piece.ids.tolist()) for piece in scored_pieces(held_out(rows, 4, 10**6))]

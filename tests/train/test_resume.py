@@ -64,7 +64,8 @@ def words(corpus: Path, out: Path, *more: str) -> list[str]:
 
 def contents(run: Path) -> dict[str, bytes]:
     """Everything in a run folder that must not depend on what happened to it."""
-    clocked = {"timings.jsonl", "environment.json", "state.json", "manifest.json", "config.toml"}
+    clocked = {"timings.jsonl", "environment.json", "state.json", "manifest.json", "config.toml",
+               "plan.json", "report.html"}  # fmt: skip
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in sorted(run.rglob("*"))

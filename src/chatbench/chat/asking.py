@@ -5,25 +5,30 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from chatbench import console
 from chatbench.chat.forms import FORM_KEYS, Form, Forms, Weighed, form_of
-from chatbench.chat.prompting import fit, oldest, opening_text, room_for
+from chatbench.chat.prompting import opening_text
 from chatbench.conversation import Message, parse_messages
 from chatbench.engine.constraints import Choices
 from chatbench.engine.engine import Completion, Engine, Request
 from chatbench.engine.rows import check_limits
 from chatbench.errors import UsageError, did_you_mean
 from chatbench.settings import MOST_SAMPLES, SamplingSettings, replace
+from chatbench.text.fitting import fit, oldest, room_for
+from chatbench.text.tags import Known, unlearned
 from chatbench.text.tokenizer import Tokenizer
 
 LONGEST_LINE = 8 << 20
 # A seed that JSON readers with 53-bit numbers keep as it is.
 _SEEDS = 1 << 48
 _LEAST_LOGPROB = -9999.0
+# Notices about tags that a model has not learned.
+_MOST_TOLD = 20
 _ANY = Form()
 _KNOWN = frozenset(("id", "prompt", "messages", "system", "tags", "n")) | FORM_KEYS
 _SAMPLING = frozenset(SamplingSettings.__struct_fields__)
@@ -77,11 +82,15 @@ class Asker:
     def __init__(
         self, engine: Engine, sampling: SamplingSettings, *, system: str | None = None,
         raw: bool = False, samples: int = 1, model: str = "", form: Form = _ANY,
+        tags: Mapping[str, str] | None = None, known_tags: Known | None = None,
     ) -> None:  # fmt: skip
         self.engine = engine
         self._tokenizer = engine.tokenizer
         self._sampling = sampling
         self._system = system
+        self._tags = dict(tags or {})
+        self._known_tags = known_tags or {}
+        self._told: set[str] = set()
         self._raw = raw
         self._samples = samples
         self._model = model
@@ -150,11 +159,24 @@ class Asker:
         if not isinstance(system, str | None):
             raise UsageError("system is not a text")
         given = messages.pop(0) if messages[0].role == "system" else None
-        text = opening_text(given.content if given else system, row.get("tags") or {})
+        tags = self._tags_of(row.get("tags"))
+        text = opening_text(given.content if given else system, tags, self._known_tags)
         opening = [Message("system", text or "")] if text or given else []
         room = room_for(self.engine.context, max_tokens)
         ids, forgotten = fit(self._tokenizer, opening, messages, room)
         return ids, oldest(messages, forgotten)
+
+    def _tags_of(self, own: object) -> dict[str, object]:
+        """The command line's tags and a line's own, which count more; what the model has never
+        seen is told once. Raises UsageError."""
+        if own is not None and not isinstance(own, dict):
+            raise UsageError("tags is not an object of plain values")
+        tags: dict[str, object] = {**self._tags, **(own or {})}
+        for line in unlearned(tags, self._known_tags):
+            if line not in self._told and len(self._told) < _MOST_TOLD:
+                self._told.add(line)
+                console.notice(line)
+        return tags
 
     def told(self, request: Request, completion: Completion) -> dict[str, Any]:
         """What --json tells of one reply."""

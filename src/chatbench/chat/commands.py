@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "system": commands_settings.system,
     "set": commands_settings.set_,
     "show": commands_settings.show,
+    "tags": commands_settings.tags,
     "retry": commands_tree.retry,
     "undo": commands_tree.undo,
     "redo": commands_tree.redo,
@@ -60,14 +61,19 @@ COMMANDS: dict[str, Command] = {
     "bad": commands_model.bad,
     "prefer": commands_model.prefer,
 }
-OTHER_NAMES = {"?": "help", "quit": "exit", "bye": "exit", "new": "clear", "regen": "retry"}
+OTHER_NAMES = {
+    "?": "help", "quit": "exit", "bye": "exit", "new": "clear", "regen": "retry", "tag": "tags",
+}  # fmt: skip
 
 
 def run_command(session: ChatSession, line: str) -> Reply:
-    """Execute `/name argument`. Raises UsageError for a name that is none."""
+    """Execute `/name argument`, or `/column value` for a tag that the model has learned. Raises
+    UsageError for a name that is none."""
     words = line.removeprefix("/").split(maxsplit=1) if line.strip("/ ") else [""]
     name, argument = words[0], words[1] if len(words) > 1 else ""
     name = OTHER_NAMES.get(name, name)
+    if name not in COMMANDS and name in session.known_tags:
+        return commands_settings.tags(session, f"{name} {argument or 'none'}")
     if name not in COMMANDS:
         known = [*COMMANDS, *(other for other in OTHER_NAMES if other.isalpha())]
         hint = did_you_mean(name, known).replace("mean ", "mean /").replace("see --", "see /")

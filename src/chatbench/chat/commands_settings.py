@@ -11,6 +11,7 @@ from chatbench.config import leaves
 from chatbench.conversation import Message
 from chatbench.errors import UsageError, did_you_mean
 from chatbench.settings import SamplingSettings, replace
+from chatbench.text.tags import said, unlearned
 
 TAG = "tag."
 _BAR = 40
@@ -46,7 +47,7 @@ def set_(session: ChatSession, argument: str) -> Reply:
     name, _, text = argument.replace("=", " ", 1).partition(" ")
     text = text.strip()
     if name.startswith(TAG):
-        return _set_tag(session, name.removeprefix(TAG), text)
+        return _set_tag(session, *_tag_of(session, argument.removeprefix(TAG)))
     name = _ALIASES.get(name, name).replace("-", "_")
     if name in View.__struct_fields__:
         if text not in ("", *_SWITCHES):
@@ -89,15 +90,36 @@ def _number(value: str) -> object:
     return value
 
 
+def tags(session: ChatSession, argument: str) -> Reply:
+    """NAME VALUE: answer under a tag, such as style formal, or /style formal; alone: show all"""
+    if argument:
+        return _set_tag(session, *_tag_of(session, argument))
+    known = session.known_tags
+    lines = [f"{name}: {value}" for name, value in session.tags.items()] or ["no tag is set"]
+    for name, values in known.items():
+        counted = ", ".join(f"{value} ({count:,})" for value, count in values.items())
+        lines.append(f"the model has learned {name}: {counted}")
+    return "\n".join(lines if known else [*lines, "nothing is noted of tags the model has learned"])
+
+
+def _tag_of(session: ChatSession, typed: str) -> tuple[str, str]:
+    """`style formal` or `style=formal`; names that the model has learned may hold spaces."""
+    for name in sorted(session.known_tags, key=len, reverse=True):
+        if typed == name or typed.startswith((f"{name} ", f"{name}=")):
+            return name, typed[len(name) + 1 :].strip().removeprefix("=").strip()
+    name, _, text = typed.replace("=", " ", 1).partition(" ")
+    return name, text.strip()
+
+
 def _set_tag(session: ChatSession, name: str, text: str) -> Reply:
-    if not name or ":" in name or not name.isprintable():
+    known = session.known_tags
+    if not name or not name.isprintable() or (":" in name and name not in known):
         raise UsageError(f"tag.{name} names no tag", hint="/set tag.style formal")
-    if text in ("", "none"):
-        session.tags.pop(name, None)
-    else:
-        session.tags[name] = " ".join(text.split())
-    session.keep()
-    return f"{name}: {session.tags[name]}" if name in session.tags else f"tag {name} removed"
+    value = None if text == "none" else said(text)
+    session.put_tags({name: value})
+    if value is None:
+        return f"tag {name} removed"
+    return "\n".join([f"{name}: {value}", *unlearned({name: value}, known)])
 
 
 def _shown(value: object) -> str:

@@ -23,6 +23,7 @@ def completions(line: str, session: ChatSession) -> list[str]:
     name, space, argument = line[1:].partition(" ")
     if not space:
         known = [*COMMANDS, *(other for other in OTHER_NAMES if other.isalpha())]
+        known += [column for column in session.known_tags if " " not in column]
         return [f"/{known_name}" for known_name in known if known_name.startswith(name)]
     name, argument = OTHER_NAMES.get(name, name), argument.lstrip()
     offered = _offered(name, argument, session)
@@ -41,8 +42,16 @@ def _offered(name: str, argument: str, session: ChatSession) -> list[str]:
     words = argument.removeprefix("parameter ").split(" ")
     if name == "set":
         if len(words) == 1:
-            return [*names(), *(f"{TAG}{tag}" for tag in session.tags)]
+            tags = dict.fromkeys([*session.known_tags, *session.tags])
+            return [*names(), *(f"{TAG}{tag}" for tag in tags)]
+        if words[0].startswith(TAG):
+            return _values(session, words[0].removeprefix(TAG), words[1:])
         return ["on", "off"] if words[0] in View.__struct_fields__ and len(words) == 2 else []
+    if name == "tags":
+        known = list(dict.fromkeys([*session.known_tags, *session.tags]))
+        return known if len(words) == 1 else _values(session, words[0], words[1:])
+    if name in session.known_tags:
+        return _values(session, name, words)
     if len(words) > 1:
         return []
     tree = session.conversation
@@ -54,6 +63,14 @@ def _offered(name: str, argument: str, session: ChatSession) -> list[str]:
         "prefer": _replies(session),
     }
     return words_of.get(name, [])
+
+
+def _values(session: ChatSession, column: str, typed: list[str]) -> list[str]:
+    """What a tag may be; of values of several words the one that is being typed."""
+    begun = " ".join(typed[:-1])
+    head = f"{begun} " if begun else ""
+    known = [*session.known_tags.get(column, {}), "none"]
+    return [value.removeprefix(head) for value in known if value.startswith(head)]
 
 
 def _replies(session: ChatSession) -> list[str]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import torch
 
-from chatbench.conversation import Message
-from chatbench.engine.choosing import choice_logprobs
+from chatbench.engine.choosing import choice_logprobs, reply_ids, unwritable
 from chatbench.engine.constraints import Choices, Constraint
 from chatbench.engine.engine import Engine, Request
 from chatbench.engine.json_constraint import JsonReply, Spellings
@@ -20,7 +18,6 @@ from chatbench.engine.json_schema import ANY_OBJECT
 from chatbench.engine.sampling import choose_rows
 from chatbench.errors import UsageError
 from chatbench.storage import disk_errors
-from chatbench.text.template import render, reply_prompt
 from chatbench.text.tokenizer import Tokenizer
 
 # What `--json-schema` and OpenAI's response_format say for any object.
@@ -165,18 +162,8 @@ class Forms:
                 raise UsageError("a choice is empty", hint="leave it out")
             if name in spelled:
                 raise UsageError(f"the choice {name} is there twice", hint="leave one out")
-            spelled[name] = self._continued(name) if self._raw else self._said(name)
+            spelled[name] = self._continued(name) if self._raw else reply_ids(self._tokenizer, name)
         return Choices(spelled, tokenizer.vocab_size, tokenizer.stops)
-
-    def _said(self, name: str) -> list[int]:
-        """The ids a model is taught for this reply."""
-        asked = [Message("user", "?")]
-        prompt = reply_prompt(self._tokenizer, asked)
-        ids, weights = render(self._tokenizer, [*asked, Message("assistant", name)])
-        stops = self._tokenizer.stops
-        reply = zip(ids[len(prompt) :], weights[len(prompt) :], strict=True)
-        found = [n for n, _ in takewhile(lambda pair: pair[1] and pair[0] not in stops, reply)]
-        return self._checked(name, found, self._tokenizer.decode(found).strip() == name.strip())
 
     def _continued(self, name: str) -> list[int]:
         """Ids that add exactly this to a text."""
@@ -184,17 +171,8 @@ class Forms:
         for ids in (found, found[1:]):  # some encoders put a space before a text
             if self._added(ids) == name:
                 return ids
-        return self._checked(name, found, False)
+        raise unwritable(self._tokenizer, name, found)
 
     def _added(self, ids: list[int]) -> str:
         stream = self._tokenizer.stream(begun=True)
         return "".join(map(stream.push, ids))
-
-    def _checked(self, name: str, ids: list[int], right: bool) -> list[int]:
-        if not right:
-            raise UsageError(
-                f"the tokenizer cannot write the choice {name}; it makes "
-                f"{self._tokenizer.decode(ids)!r} of it",
-                hint="name it otherwise",
-            )
-        return ids

@@ -166,6 +166,7 @@ def _say_figures(session: ChatSession, reply: Completion) -> None:
     rate = len(reply.ids) / reply.seconds if reply.seconds else 0.0
     console.say(
         f"    {len(reply.ids)} tokens · {rate:.0f} tok/s · "
-        f"first {1000 * reply.first_seconds:.0f} ms · context {session.used}/{session.context}",
+        f"first {1000 * reply.first_seconds:.0f} ms · context {session.used}/{session.context}"
+        + "".join(f" · {name}: {value}" for name, value in session.tags.items()),
         style="dim",
     )

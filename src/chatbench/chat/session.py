@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,15 +11,17 @@ import msgspec
 
 from chatbench import console
 from chatbench.chat import sessions
-from chatbench.chat.prompting import fit, opening_text, room_for
+from chatbench.chat.prompting import opening_text
 from chatbench.chat.sessions import SessionFile, Stored
 from chatbench.chat.tree import Conversation, Turn
 from chatbench.conversation import Message, as_json
 from chatbench.engine.engine import Completion, Engine, Piece, Request
 from chatbench.errors import UsageError
-from chatbench.model.folder import OpenedModel
+from chatbench.model.folder import OpenedModel, read_provenance
 from chatbench.settings import SamplingSettings
 from chatbench.storage import disk_errors, write_file
+from chatbench.text.fitting import fit, room_for
+from chatbench.text.tags import known_in
 from chatbench.text.template import render, reply_prompt
 
 
@@ -57,15 +59,17 @@ class ChatSession:
     """A tree of messages, a system prompt, sampling, and an engine that keeps its cache."""
 
     def __init__(
-        self, opened: OpenedModel, sampling: SamplingSettings, system: str | None = None
-    ) -> None:
+        self, opened: OpenedModel, sampling: SamplingSettings, system: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.opened = opened
         self.engine = Engine(opened.model, opened.tokenizer, max_rows=1)
         self.folder = opened.folder
         self.context = opened.model.config.context
         self.sampling = sampling
         self.system = system
-        self.tags: dict[str, str] = {}
+        self.tags = dict(tags or {})
+        self.known_tags = known_in(read_provenance(opened.folder))
         self.view = View()
         self.conversation = Conversation()
         self.others: dict[str, OpenedModel] = {}  # opened by /compare
@@ -91,8 +95,13 @@ class ChatSession:
 
     def opening(self) -> list[Message]:
         """The system turn, if there is one."""
-        text = opening_text(self.system, self.tags)
+        text = opening_text(self.system, self.tags, self.known_tags)
         return [Message("system", text)] if text else []
+
+    def put_tags(self, tags: Mapping[str, str | None]) -> None:
+        """Answer under these tags from here on; None takes one away."""
+        self.tags = {k: v for k, v in {**self.tags, **tags}.items() if v is not None}
+        self.keep()
 
     @property
     def left_out(self) -> int:
@@ -244,7 +253,7 @@ class ChatSession:
         """Write the session's file, where there is one; an empty conversation makes none."""
         if self.file is None or not self.conversation.turns:
             return
-        opening = opening_text(self.system, self.tags)
+        opening = opening_text(self.system, self.tags, self.known_tags)
         stored = Stored(self.conversation, self.system, self.tags)
         self.file.write(sessions.encode(stored, opening))
 
@@ -291,7 +300,7 @@ class ChatSession:
         self.keep()
 
     def _take(self, stored: Stored) -> None:
-        text = opening_text(stored.system, stored.tags)
+        text = opening_text(stored.system, stored.tags, self.known_tags)
         opening = [Message("system", text)] if text else []
         turns = [*opening, *stored.conversation.messages()]
         used = self.count(turns) if turns else 0

@@ -53,9 +53,15 @@ def _converse(settings: ChatSettings, opened: OpenedModel) -> int:
     from chatbench.chat.keeping import begin
     from chatbench.chat.repl import repl
     from chatbench.chat.session import ChatSession
+    from chatbench.text.tags import parse_tags, unlearned
 
-    session = ChatSession(opened, settings.sampling, settings.system)
+    tags = parse_tags(settings.tag)
+    session = ChatSession(opened, settings.sampling, settings.system, tags)
     begin(session, settings)
+    if tags:
+        session.put_tags(tags)
+    for line in unlearned(tags, session.known_tags):
+        console.notice(line)
     try:
         return repl(session, keep_history=settings.history)
     finally:
@@ -65,11 +71,14 @@ def _converse(settings: ChatSettings, opened: OpenedModel) -> int:
 def _asker(settings: ChatSettings, opened: OpenedModel) -> Asker:
     from chatbench.chat.asking import Asker
     from chatbench.engine.engine import Engine
+    from chatbench.model.folder import read_provenance
+    from chatbench.text.tags import known_in, parse_tags
 
     rows = settings.batch_size if settings.jsonl else min(settings.batch_size, settings.samples)
     return Asker(
         Engine(opened.model, opened.tokenizer, rows), settings.sampling, system=settings.system,
         raw=settings.raw, samples=settings.samples, model=settings.model, form=_form(settings),
+        tags=parse_tags(settings.tag), known_tags=known_in(read_provenance(opened.folder)),
     )  # fmt: skip
 
 
@@ -114,10 +123,20 @@ def _check(settings: ChatSettings) -> None:
         raise UsageError("--continue and --session name two conversations", hint="leave one out")
     if settings.raw and settings.system is not None and not settings.jsonl:
         raise UsageError("a text that --raw continues has no --system prompt", hint="leave it out")
+    if settings.raw and settings.tag and not settings.jsonl:
+        raise UsageError("a text that --raw continues has no --tag", hint="leave it out")
+    _check_tags(settings.tag)
     if settings.choice and settings.json_schema is not None:
         raise UsageError("--choice and --json-schema ask for two forms", hint="leave one out")
     if settings.sampling.logprobs is not None and not (settings.json or settings.jsonl):
         raise UsageError("--logprobs are told in JSON only", hint="add --json or --jsonl")
+
+
+def _check_tags(given: list[str]) -> None:
+    if given:
+        from chatbench.text.tags import parse_tags
+
+        parse_tags(given)
 
 
 def _prompt(settings: ChatSettings) -> str | None:

@@ -36,7 +36,7 @@ from chatbench.corpus.fluent import sample_documents
 from chatbench.corpus.ledger import Ledger
 from chatbench.corpus.reports.describing import describe, recorded
 from chatbench.corpus.reports.facts import FACTS
-from chatbench.corpus.shards import KIND
+from chatbench.corpus.shards import KIND, write_tags
 from chatbench.corpus.sources.inputs import Input, find_inputs, written
 from chatbench.corpus.sources.parts import PART_BYTES, Slice, plan_parts
 from chatbench.corpus.sources.reading import PartReader, PartResult, read_options, rejects_path
@@ -161,6 +161,7 @@ class Build:
         fingerprint = self._fingerprint(entries, results, tokenizer)
         facts = msgspec.structs.replace(facts, fingerprint=fingerprint)
         (self.folder / FACTS).write_bytes(pretty_json(facts))
+        write_tags(self.folder, [result.counts for result in results])
         self._write_report(facts)
         self.info |= {
             "settings": recorded(self.settings),
@@ -237,7 +238,7 @@ class Build:
         """Parts of another program, other settings or other files are of no use."""
         key = hashlib.sha256(
             msgspec.json.encode(
-                [_versions(), recorded(self.settings), _state_of_lists(self.settings), [
+                [program_versions(), recorded(self.settings), _state_of_lists(self.settings), [
                     (os.fsencode(i.path), i.bytes, i.mtime_ns) for i in inputs
                 ]]
             )
@@ -354,7 +355,7 @@ def _join(path: Path, pieces: Sequence[Path]) -> None:
 _DECIDING = ("ftfy", "msgspec", "phonenumbers", "py3langid", "pyarrow", "python-stdnum", "PyYAML")
 
 
-def _versions() -> list[str]:
+def program_versions() -> list[str]:
     found = [__version__, sys.version]
     for package in _DECIDING:
         with suppress(PackageNotFoundError):

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from chatbench.conversation import Message, as_json
+from chatbench.text.tags import with_control
 
 
 class Document(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -108,11 +109,7 @@ def _normal(text: str) -> str:
 
 
 def _controlled(messages: tuple[Message, ...] | None, control: str) -> tuple[Message, ...] | None:
-    if messages is None or not control:
-        return messages
-    if messages and messages[0].role == "system":
-        return (Message("system", f"{messages[0].content.strip()}\n\n{control}"), *messages[1:])
-    return (Message("system", control), *messages)
+    return None if messages is None else with_control(messages, control)
 
 
 def _mapped(

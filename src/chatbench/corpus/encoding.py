@@ -18,9 +18,10 @@ from chatbench.corpus.cleaning.language import languages
 from chatbench.corpus.cleaning.stages import tag_value
 from chatbench.corpus.document import Document, Dropped
 from chatbench.corpus.plan import REASONS, Bucket, read_job
-from chatbench.corpus.shards import ShardWriter
+from chatbench.corpus.shards import TAG_ASPECT, ShardWriter
 from chatbench.corpus.sources.reading import SHOWN_PER_REASON, dropped_row, excerpt, tag_columns
 from chatbench.corpus.split import SPLITS
+from chatbench.corpus.untagging import Splices, splices, with_fewer_tags
 from chatbench.text.rendering import Item, RenderedArrays, render_arrays
 from chatbench.text.tokenizer import Tokenizer, open_tokenizer
 
@@ -123,7 +124,7 @@ class _BucketWriter:
             if not mine:
                 continue
             wanted = render_arrays(self._tokenizer, [item_of(d) for d in mine])
-            self._shards[split].add(wanted, self._other_endings(mine))
+            self._shards[split].add(wanted, self._other_endings(mine), self._untagged(mine, wanted))
             if split == "train":
                 self._seen[wanted.ids] = True
             else:
@@ -139,6 +140,14 @@ class _BucketWriter:
         lengths = np.zeros(len(documents), np.int64)
         lengths[pairs] = np.diff(rendered.starts)
         return rendered._replace(starts=np.concatenate([[0], np.cumsum(lengths)]))
+
+    def _untagged(self, documents: list[Document], wanted: RenderedArrays) -> Splices | None:
+        variants = [with_fewer_tags(document, self._tokenizer) for document in documents]
+        items = [item_of(variant) for some in variants for variant in some]
+        if not items:
+            return None
+        others = render_arrays(self._tokenizer, items)
+        return splices(wanted, [len(some) for some in variants], others)
 
     def reject(self, documents: list[Document], fates: list[int]) -> None:
         """Documents that earlier steps decided to leave out."""
@@ -160,7 +169,7 @@ class _BucketWriter:
         self._count("role", [message.role for messages in chats for message in messages])
         for column in self._columns:
             values = [tag_value(document, column) for document in documents]
-            self._count(f"tag {column}", [value for value in values if value is not None])
+            self._count(f"{TAG_ASPECT}{column}", [value for value in values if value is not None])
 
     def _count(self, aspect: str, values: list[str]) -> None:
         self._counts.setdefault(aspect, Counter()).update(values)

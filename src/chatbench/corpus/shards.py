@@ -2,12 +2,14 @@
 
 `ids` u16 or u32 [N] · `starts` i64 [D+1] · `weights` u8 [N], absent when all are one. Where there
 are preference pairs the endings that are not wanted lie beside them, document by document and empty
-for the others: `rejected_ids`, `rejected_starts`, `rejected_weights`.
+for the others: `rejected_ids`, `rejected_starts`, `rejected_weights`. Where documents have tags,
+what they are without them lies in `untagged_...` (see untagging.py).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,16 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from chatbench.corpus.untagging import Splice, SpliceColumn, Splices, StoredSplices
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.storage import MANIFEST, Manifest, hash_file, verify
 from chatbench.text.rendering import RenderedArrays
+from chatbench.text.tags import Known, merged, read_known, said, write_known
 from chatbench.text.tokenizer import Tokenizer, open_tokenizer
 
 KIND = "corpus"
+# How counts of a tag's values are called among other counts of a corpus.
+TAG_ASPECT = "tag "
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Weights = npt.NDArray[np.uint8]
 
@@ -36,6 +42,7 @@ class ShardWriter:
         )
         self._wanted = _Column()
         self._rejected = _Column()
+        self._untagged = SpliceColumn()
 
     @property
     def documents(self) -> int:
@@ -49,14 +56,20 @@ class ShardWriter:
     def supervised(self) -> int:
         return self._wanted.supervised
 
-    def add(self, rendered: RenderedArrays, rejected: RenderedArrays | None = None) -> None:
-        """Append documents; `rejected` holds as many, empty where a document has none."""
+    def add(
+        self, rendered: RenderedArrays, rejected: RenderedArrays | None = None,
+        untagged: Splices | None = None,
+    ) -> None:  # fmt: skip
+        """Append documents; `rejected` holds as many, empty where a document has none, `untagged`
+        what they are with fewer tags."""
         before = self.documents
         self._wanted.add(rendered, self._type)
         if rejected is not None:
             # Documents that came before the first preference have no other ending.
             self._rejected.pad(before - self._rejected.documents)
             self._rejected.add(rejected, self._type)
+        if untagged is not None:
+            self._untagged.add(untagged, before)
 
     def close(self) -> str | None:
         """Write the file; returns its SHA-256, or None when there was nothing to write."""
@@ -69,6 +82,7 @@ class ShardWriter:
             self._rejected.pad(self.documents - self._rejected.documents)
             other = self._rejected.arrays(self._type)
             arrays |= {f"rejected_{name}": array for name, array in other.items()}
+        arrays |= self._untagged.arrays(self.documents, self._type)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         save_file(arrays, self._path)
         return hash_file(self._path)
@@ -113,6 +127,7 @@ class Shard(msgspec.Struct):
     rejected_ids: Ids | None = None
     rejected_starts: npt.NDArray[np.int64] | None = None
     rejected_weights: Weights | None = None
+    untagged: StoredSplices = StoredSplices({})
 
 
 def map_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -140,7 +155,7 @@ class TokenSplit:
         self._shards = [
             Shard(
                 a["ids"], a["starts"], a.get("weights"), a.get("rejected_ids"),
-                a.get("rejected_starts"), a.get("rejected_weights"),
+                a.get("rejected_starts"), a.get("rejected_weights"), StoredSplices(a),
             )
             for a in arrays
         ]  # fmt: skip
@@ -184,6 +199,25 @@ class TokenSplit:
             return None
         return shard.rejected_ids[start:end], shard.rejected_weights[start:end]
 
+    @property
+    def has_tags(self) -> bool:
+        """Whether any document says what it is with fewer tags."""
+        return any(shard.untagged.there for shard in self._shards)
+
+    def untagged(self, number: int) -> tuple[Splice, ...]:
+        """The document without its tags, then without each one of several; none without tags."""
+        shard, local = self._locate(number)
+        return shard.untagged.of(local)
+
+    def largest(self) -> int:
+        """The highest token id; -1 where there is none."""
+        sides = [side for s in self._shards for side in (s.ids, s.rejected_ids) if side is not None]
+        return max((int(side.max()) for side in sides if len(side)), default=-1)
+
+    def is_replayed(self, number: int) -> bool:
+        """Whether the document is here only to be remembered, as a share of a mixture."""
+        return False
+
     def _locate(self, number: int) -> tuple[Shard, int]:
         which = int(np.searchsorted(self._first, number, side="right")) - 1
         return self._shards[which], number - int(self._first[which])
@@ -192,14 +226,44 @@ class TokenSplit:
 class Corpus:
     """A verified corpus folder."""
 
+    # Those of which a mixture holds a share.
+    replayed: tuple[Corpus, ...] = ()
+
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
         self.tokenizer: Tokenizer = open_tokenizer(folder / "tokenizer")
         self.fingerprint = str(manifest.info["fingerprint"])
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All that it is made of."""
+        return (self.folder,)
+
     def split(self, name: str) -> TokenSplit:
+        """The tokens of train, val or test."""
         return TokenSplit(self.folder / name)
+
+    def tags(self) -> Known:
+        """Columns and values of its tags, with how many documents have them."""
+        return read_known(self.folder)
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """The documents of val or test as they were read: `messages`, or `text`."""
+        with open(self.folder / f"{name}.jsonl", "rb") as handle:
+            yield from map(msgspec.json.decode, handle)
+
+
+def write_tags(folder: Path, counts: Sequence[Mapping[str, Mapping[str, int]]]) -> None:
+    """Keep what `Corpus.tags` reads; `counts`: aspect → value → documents, of parts of a corpus."""
+    found = [
+        {said(aspect.removeprefix(TAG_ASPECT)) or "": values}
+        for aspects in counts
+        for aspect, values in aspects.items()
+        if aspect.startswith(TAG_ASPECT)
+    ]
+    known = merged(found)
+    write_known(folder, {column: values for column, values in known.items() if column and values})
 
 
 def open_corpus(folder: Path) -> Corpus:

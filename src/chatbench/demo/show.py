@@ -124,7 +124,7 @@ def _steps(out: Path, seed: int) -> list[tuple[str, Any]]:
         )  # fmt: skip
     if not (bot / "model").is_dir():
         steps.append(
-            ("finetune", FinetuneSettings(model=str(base), data=str(out / "dialogues.jsonl"),
+            ("finetune", FinetuneSettings(model=str(base), data=[str(out / "dialogues.jsonl")],
                                           out=str(bot), seed=seed, train=_FINETUNE, optim=_OPTIM,
                                           resume=bot.is_dir()))
         )  # fmt: skip

@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
 
+from chatbench.conversation import Message
 from chatbench.engine.cache import KVCache
+from chatbench.errors import UsageError
+from chatbench.text.template import render, reply_prompt
+from chatbench.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from chatbench.engine.engine import Engine
+
+
+def reply_ids(tokenizer: Tokenizer, name: str) -> list[int]:
+    """The ids a model is taught for this reply, its end not among them.
+
+    Raises UsageError when it is empty, or the tokenizer cannot write it.
+    """
+    if not name.strip():
+        raise UsageError("a choice is empty", hint="leave it out")
+    asked = [Message("user", "?")]
+    prompt = reply_prompt(tokenizer, asked)
+    ids, weights = render(tokenizer, [*asked, Message("assistant", name)])
+    reply = zip(ids[len(prompt) :], weights[len(prompt) :], strict=True)
+    found = [
+        n for n, _ in takewhile(lambda pair: pair[1] and pair[0] not in tokenizer.stops, reply)
+    ]
+    if tokenizer.decode(found).strip() != name.strip():
+        raise unwritable(tokenizer, name, found)
+    return found
+
+
+def unwritable(tokenizer: Tokenizer, name: str, ids: Sequence[int]) -> UsageError:
+    """What to raise for a choice that becomes other text by the ids found for it."""
+    return UsageError(
+        f"the tokenizer cannot write the choice {name}; it makes {tokenizer.decode(ids)!r} of it",
+        hint="name it otherwise",
+    )
 
 
 @torch.inference_mode()

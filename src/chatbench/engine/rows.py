@@ -56,7 +56,7 @@ class Piece(NamedTuple):
 class Completion(NamedTuple):
     """The end of one row. `logprobs` has an entry for each of `ids` where the request asked for
     them. `first_seconds` to the first token and `seconds` to the end count from the call of `run`;
-    without a token the two are equal."""
+    without a token the two are equal. `ended`: the control token that ended it, if one did."""
 
     key: int
     ids: list[int]
@@ -67,6 +67,7 @@ class Completion(NamedTuple):
     logprobs: list[TokenLogprob] | None = None
     first_seconds: float = 0.0
     seconds: float = 0.0
+    ended: int | None = None
 
 
 class Row:
@@ -80,6 +81,7 @@ class Row:
         self.read = 0
         self.cached = 0
         self.finish: FinishReason | None = None
+        self.ended: int | None = None
         self.logprobs: list[TokenLogprob] | None = None if sampling.logprobs is None else []
         self.adjustment = Adjustment(
             sampling, request.ids, bias_by_id(tokenizer, sampling),
@@ -103,7 +105,7 @@ class Row:
         if self._first is None:
             self._first = perf_counter() - self._began
         if number in self._ends:
-            self.finish = "stop"
+            self.finish, self.ended = "stop", number
             return self._release("")
         self.ids.append(number)
         self.adjustment.take(number)
@@ -141,7 +143,7 @@ class Row:
         first = seconds if self._first is None else self._first
         return Completion(
             self.request.key, self.ids, self.text, reason, len(self.request.ids), self.cached,
-            self.logprobs, first, seconds,
+            self.logprobs, first, seconds, self.ended,
         )  # fmt: skip
 
 

@@ -6,8 +6,9 @@ Legend: K inputs, N outputs, r rank.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,8 @@ class LoraLinear(nn.Module):
         self.lora_B = b
         self.scale = scale
         self.dropout = 0.0
+        self.draw = 0
+        """Says which inputs `dropout` leaves out; `redrawing` sets it."""
         self._kept: Tensor | None = None
 
     @property
@@ -96,7 +99,9 @@ class LoraLinear(nn.Module):
         y: Tensor = self.base(x)
         if self.merged:
             return y
-        x = F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
+        x = x.to(self.lora_A.dtype)
+        if self.dropout and self.training and torch.is_grad_enabled():
+            x = x * _kept_inputs(x, self.dropout, self.draw)
         return y + (F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale).to(y.dtype)
 
     @torch.no_grad()
@@ -116,6 +121,27 @@ class LoraLinear(nn.Module):
             assert isinstance(self.base, nn.Linear)
             self.base.weight.data = self._kept.to(self.base.weight.device)
             self._kept = None
+
+
+def _kept_inputs(x: Tensor, rate: float, draw: int) -> Tensor:
+    """1 / (1 - rate) with probability 1 - rate, else 0, in the shape of x: a function of `draw`.
+    A generator of its own, so that passes computed twice or again after a crash draw the same."""
+    generator = torch.Generator(x.device).manual_seed(draw)
+    kept = torch.empty_like(x, requires_grad=False).bernoulli_(1 - rate, generator=generator)
+    return kept.div_(1 - rate)
+
+
+def redrawing(model: nn.Module, seed: int, rank: int) -> Callable[[int, int], None]:
+    """What a run calls before each micro-batch with its step and its number there: from then on
+    dropout draws by (seed, rank, step, number) and the layer, nothing else."""
+    layers = [(name, layer) for name, layer in adapted(model) if layer.dropout]
+
+    def redraw(step: int, number: int) -> None:
+        for name, layer in layers:
+            said = f"{seed} {rank} {step} {number} {name}".encode()
+            layer.draw = int.from_bytes(hashlib.blake2b(said, digest_size=4).digest(), "little")
+
+    return redraw
 
 
 def adaptable(model: GPT) -> dict[str, Linear]:

@@ -76,6 +76,8 @@ class ModelConfig(NamedTuple):
     qkv_bias: bool = False
     out_bias: bool = False
     ffn_bias: bool = False
+    # Classes that the head tells apart, in the order of its rows; none: it names tokens.
+    labels: tuple[str, ...] = ()
 
     def check(self) -> ModelConfig:
         """Itself, or UsageError when the numbers do not fit together."""
@@ -86,6 +88,8 @@ class ModelConfig(NamedTuple):
             raise UsageError(
                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
             )
+        if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
+            raise UsageError("the labels of a classifier are two or more, all different")
         if not 0 <= self.norm_eps < math.inf:
             raise UsageError(f"norm_eps is {self.norm_eps}, it must be finite and not negative")
         if self.positions == "rotary":

@@ -24,8 +24,10 @@ from chatbench.model.finding import (
     LARGEST_CONFIG,
     find_base,
     find_model,
+    read_notes,
     tokenizer_folder,
 )
+from chatbench.model.labels import labels_of, read_labels, write_labels
 from chatbench.model.reading import read_object, shown
 from chatbench.model.transformer import GPT, ModelConfig
 from chatbench.model.unreadable import find_unreadable
@@ -70,17 +72,23 @@ class OpenedModel(NamedTuple):
 
 def open_model(
     path: str | Path, device: torch.device, dtype: torch.dtype = torch.float32, *,
-    quantize: str = "none", template: str | None = None,
+    quantize: str = "none", template: str | None = None, classifier: bool = False,
 ) -> OpenedModel:  # fmt: skip
     """Find, verify and load a model with its tokenizer, ready to compute on `device`.
 
     `path`: a model, adapter, run or checkpoint folder, or hf://owner/name, which is fetched.
     `quantize`: none, int8 or int4. `template`: a chat template's name or file, in place of its own.
-    Raises UsageError (nothing there), IntegrityError (damaged, incomplete, hostile or not
-    supported), EnvironmentFault (no network, memory or permission).
+    `classifier`: whether one that names classes instead of tokens will do as well.
+    Raises UsageError (nothing there, or a classifier), IntegrityError (damaged, incomplete, hostile
+    or not supported), EnvironmentFault (no network, memory or permission).
     """
     place = fetch(str(path)) if is_hub_name(path) else Path(path)
     folder = find_model(place)
+    if not classifier and labels_of(folder):
+        raise UsageError(
+            f"{path} is a classifier, it names labels and writes no text",
+            hint=f"use it by: chatbench classify -m {path}",
+        )
     try:
         opened = _open(folder, device, dtype, template)
     except FileNotFoundError as error:  # a run in progress drops its oldest checkpoints
@@ -225,9 +233,11 @@ def _in_our_words(config: ModelConfig, named: Iterable[tuple[str, Tensor]]) -> d
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """What `write_model` noted about where a model, or an adapter's base, came from; empty for
-    other models."""
-    noted = _read_raw(find_base(folder) or folder).get("chatbench")
+    """What `write_model` noted about where a model came from, or what was noted beside an adapter
+    or in its base; empty for other models."""
+    noted = read_notes(folder).get("chatbench")
+    if noted is None:
+        noted = _read_raw(find_base(folder) or folder).get("chatbench")
     return noted if isinstance(noted, dict) else {}
 
 
@@ -254,7 +264,7 @@ def read_config(folder: Path) -> ModelConfig:
     _refuse_quantised(path, raw)
     try:
         with _naming(folder):
-            found = architecture.read(raw)
+            found = architecture.read(raw)._replace(labels=read_labels(raw))
         # As a tuple, or the types would not be looked at.
         return msgspec.convert(tuple(found), ModelConfig).check()
     except (
@@ -328,7 +338,7 @@ def write_model(
     dtype = kinds.pop() if len(kinds) == 1 else torch.float32
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         dtype = torch.float32
-    raw = architecture.write(config)
+    raw = write_labels(architecture.write(config._replace(labels=())), config.labels)
     raw |= dict.fromkeys(raw.keys() & {"dtype", "torch_dtype"}, str(dtype).removeprefix("torch."))
     tokens = _special_ids(tokenizer)
     write_json(folder / CONFIG, {**raw, **tokens, "chatbench": provenance or {}})

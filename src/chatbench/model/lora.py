@@ -7,7 +7,9 @@ The names inside are the hub's. Where a family's hub layout fuses layers that ar
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +30,15 @@ from chatbench.model.adapter import (
     put_adapter,
     unmerge,
 )
+from chatbench.model.finding import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NOTES
 from chatbench.model.reading import read_object, shown
 from chatbench.model.transformer import GPT, ModelConfig
-from chatbench.model.weights import read_file, write_weights
+from chatbench.model.weights import Deferred, read_file, write_weights
 from chatbench.storage import write_json
+from chatbench.text.tokenizer import Tokenizer
 
 __all__ = [
+    "Base",
     "LoraConfig",
     "LoraLinear",
     "adapter_weights",
@@ -45,10 +50,8 @@ __all__ = [
     "read_adapter_config",
     "save_adapter",
     "unmerge",
+    "write_adapter",
 ]
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 # model_type → (path of the blocks, hub layer → ours in the order of the hub's rows, whether the
@@ -86,6 +89,16 @@ _KNOWN = frozenset({
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
     "runtime_config", "ensure_weight_tying",
 })  # fmt: skip
+
+
+class Base(NamedTuple):
+    """The model that an adapter belongs to: what peft finds it by, a path or the hub's owner/name
+    with a revision; its folder; and the digest of its weights."""
+
+    name: str
+    revision: str | None
+    folder: Path
+    digest: str
 
 
 class _Pair(NamedTuple):
@@ -257,8 +270,34 @@ def _read_stored(path: Path) -> _Stored:
     return _Stored(pairs, bases)
 
 
+def write_adapter(
+    folder: Path, config: ModelConfig, weights: Mapping[str, Tensor | Deferred],
+    tokenizer: Tokenizer, provenance: dict[str, Any], *, lora: LoraConfig, base: Base,
+) -> None:  # fmt: skip
+    """Fill a folder so that `open_model` and peft open the adapter `weights` (A and B by the names
+    of `adapter_weights`) on its base."""
+    # A model without memory: what is written of one is its adapter.
+    with torch.device("meta"):
+        model = GPT(config)
+    held = {n: w.read() if isinstance(w, Deferred) else w for n, w in weights.items()}
+    for name in sorted(n.removesuffix(".lora_A") for n in held if n.endswith(".lora_A")):
+        a, b = (nn.Parameter(held[f"{name}.lora_{half}"].cpu()) for half in "AB")
+        put_adapter(model, name, a, b, lora.scale())
+    save_adapter(folder, model, lora, base.name, base.revision)
+    # The conversations it was trained on have the form that this tokenizer gives them.
+    tokenizer.save(folder, config.context)
+    notes = {
+        "base": os.path.relpath(base.folder.absolute(), folder.absolute()),
+        "digest": base.digest,
+        "chatbench": provenance,
+    }
+    write_json(folder / NOTES, notes)
+
+
 @torch.no_grad()
-def save_adapter(folder: Path, model: GPT, config: LoraConfig, base_name: str) -> None:
+def save_adapter(
+    folder: Path, model: GPT, config: LoraConfig, base_name: str, revision: str | None = None
+) -> None:
     """Write the model's adapter as PEFT does, so that peft and `load_adapter` open it.
 
     `base_name`: where the base model is found, a path or a hub name.
@@ -287,6 +326,7 @@ def save_adapter(folder: Path, model: GPT, config: LoraConfig, base_name: str) -
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
+        "revision": revision,
         "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout,

@@ -323,9 +323,9 @@ def _parts(tensor: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def quantize_model(model: GPT, kind: str, group: int = 32) -> Quantization:
-    """Quantise the linear layers of the blocks in place, and the head (always to int8, as its
-    errors reach every token). Adapters stay exact beside them.
+def quantize_model(model: GPT, kind: str, group: int = 32, *, head: bool = True) -> Quantization:
+    """Quantise the linear layers of the blocks in place, and with `head` that too (always to int8,
+    as its errors reach every token). Adapters stay exact beside them.
 
     Where `group` does not divide K, the largest of 128, 64 and 32 that does is taken; a layer
     without any, or of an odd number of outputs, takes int8 and is named on stderr. `kind`: int8
@@ -341,9 +341,11 @@ def quantize_model(model: GPT, kind: str, group: int = 32) -> Quantization:
     before = weight_bytes(model)
     widened = []
     for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
-        head = name.partition(".")[0] == "lm_head"
+        of_head = name.partition(".")[0] == "lm_head"
+        if of_head and not head:
+            continue
         fitting = [g for g in (group, *GROUPS) if linear.in_features % g == 0]
-        bits: Kind = "int8" if head or kind == "int8" else "int4"
+        bits: Kind = "int8" if of_head or kind == "int8" else "int4"
         if bits == "int4" and (not fitting or linear.out_features % 2):
             widened.append(name)
             bits = "int8"

@@ -57,22 +57,41 @@ def _run(block: nn.Module, *arguments: object) -> Tensor:
 
 
 class GPT(nn.Module):
-    """ids → hidden states → logits."""
+    """ids → hidden states → logits, of tokens or of the config's labels."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config.check()
         self.model = Trunk(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.tie()
+        if config.labels:
+            self.score = Linear(config.hidden_size, len(config.labels), bias=False)
+        else:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.tie()
         self.rope = RotaryTable(config) if config.positions == "rotary" else None
         # Calls a block; training may put one here that keeps less for the backward pass.
         self.block_runner: Callable[..., Tensor] = _run
 
     def tie(self) -> None:
         """Make the head the embedding, where the config says so."""
-        if self.config.tie_embeddings:
+        if self.config.tie_embeddings and not self.config.labels:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def head(self) -> nn.Module:
+        """What turns hidden states into scores, of tokens or of classes."""
+        found: nn.Module = self.score if self.config.labels else self.lm_head
+        return found
+
+    def become_classifier(self, labels: tuple[str, ...]) -> None:
+        """Tell these classes apart from now on, and name no tokens any more. The new head knows
+        nothing: all classes are equally likely."""
+        self.config = self.config._replace(labels=labels).check()
+        weight = self.model.embed_tokens.weight
+        del self.lm_head
+        self.score = Linear(self.config.hidden_size, len(labels), bias=False)
+        self.score.to(device=weight.device, dtype=weight.dtype)
+        nn.init.zeros_(self.score.weight)
 
     def forward(
         self,
@@ -103,8 +122,8 @@ class GPT(nn.Module):
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) → (..., V)."""
-        scores: Tensor = self.lm_head(hidden)
+        """(..., C) → (..., V), or (..., labels); of those the last token's count."""
+        scores: Tensor = self.head(hidden)
         return scores
 
     def _reach(self, new: int, packing: Packing | None, cache: list[LayerCache] | None) -> int:

@@ -6,9 +6,14 @@ The command line, the environment, the TOML file, `--print-config` and the run f
 """
 
 from chatbench.settings.base import LARGEST_SEED, Settings, flag, knob, replace
+from chatbench.settings.classify import ClassifySettings
 from chatbench.settings.data import PreprocessSettings, ScreenSettings
+from chatbench.settings.preference import PreferenceSettings
+from chatbench.settings.report import ReportSettings
+from chatbench.settings.rewards import GrpoSettings
 from chatbench.settings.training import (
     FinetuneSettings,
+    LoraSettings,
     ModelSettings,
     OptimSettings,
     PretrainSettings,
@@ -27,14 +32,19 @@ __all__ = [
     "LARGEST_SEED",
     "MOST_SAMPLES",
     "ChatSettings",
+    "ClassifySettings",
     "DemoSettings",
     "EvaluateSettings",
     "ExportSettings",
     "FinetuneSettings",
+    "GrpoSettings",
+    "LoraSettings",
     "ModelSettings",
     "OptimSettings",
+    "PreferenceSettings",
     "PreprocessSettings",
     "PretrainSettings",
+    "ReportSettings",
     "SamplingSettings",
     "ScreenSettings",
     "Settings",

@@ -6,10 +6,14 @@ import msgspec
 from msgspec import Meta, Struct
 
 
-def flag(help: str, *names: str, panel: str = "Main", **bounds: Any) -> Meta:
+def flag(
+    help: str, *names: str, panel: str = "Main", called: str | None = None, **bounds: Any
+) -> Meta:
     """Say what a setting is; `names` are short forms and aliases besides `--its-name`, `bounds`
-    its range as ge, gt, le, lt."""
-    return Meta(description=help, extra={"names": names, "panel": panel}, **bounds)
+    its range as ge, gt, le, lt. `called`: the flag's own name, where that of the field says too
+    little outside of its group."""
+    extra = {"names": names, "panel": panel, "called": called}
+    return Meta(description=help, extra=extra, **bounds)
 
 
 def knob(help: str, **bounds: Any) -> Meta:

@@ -51,8 +51,10 @@ class PreprocessSettings(Settings):
         flag("Columns that become control text, such as style,topic", panel="Reading"),
     ] = field(default_factory=list)
     tag_dropout: Annotated[
-        float, flag("Share of documents that go without a given tag", panel="Reading", ge=0, le=1)
-    ] = 0.1
+        float,
+        flag("Share of documents that go without a given tag for good (training leaves tags out"
+             " anew in each epoch)", panel="Reading", ge=0, le=1),
+    ] = 0.0  # fmt: skip
     repair: Annotated[
         bool,
         flag("Mend mojibake, control and zero-width characters, line ends", panel="Cleaning"),

@@ -5,6 +5,14 @@ from typing import Annotated, Literal
 from msgspec import field
 
 from chatbench.settings.base import LARGEST_SEED, Settings, flag, knob
+from chatbench.settings.preference import PreferenceSettings
+from chatbench.settings.rewards import GrpoSettings
+
+TagDropout = Annotated[
+    float,
+    flag("Share of tagged texts that go without their tags, drawn anew in each epoch; so the model"
+         " works without as well", panel="Tags", ge=0, le=1),
+]  # fmt: skip
 
 
 class ModelSettings(Settings):
@@ -176,6 +184,40 @@ class OptimSettings(Settings):
     ] = 5
 
 
+class LoraSettings(Settings):
+    """An adapter that learns in place of the weights (Hu et al. 2021)."""
+
+    rank: (
+        Annotated[
+            int,
+            flag("Train an adapter of this rank; the weights stay as they are", "--lora-r",
+                 called="lora_rank", panel="Adapter", ge=1),
+        ]
+        | None
+    ) = None  # fmt: skip
+    alpha: (
+        Annotated[
+            float,
+            flag("Its strength is alpha / rank (default: twice the rank)", called="lora_alpha",
+                 panel="Adapter", gt=0),
+        ]
+        | None
+    ) = None  # fmt: skip
+    dropout: Annotated[
+        float,
+        flag("Share of its inputs that are left out at random", called="lora_dropout",
+             panel="Adapter", ge=0, lt=1),
+    ] = 0.0  # fmt: skip
+    targets: Annotated[
+        list[str],
+        flag("Layers that get one, such as q_proj; repeatable (default: all of the blocks)",
+             "--lora-target-modules", called="lora_targets", panel="Adapter"),
+    ] = field(default_factory=list)  # fmt: skip
+    rslora: Annotated[
+        bool, flag("Strength alpha / root of the rank", "--use-rslora", panel="Adapter")
+    ] = False
+
+
 class PretrainSettings(Settings):
     """A model from nothing, on a corpus folder."""
 
@@ -183,6 +225,7 @@ class PretrainSettings(Settings):
     out: Annotated[str, flag("Run folder to write (required)", "-o", "--out-dir", "--output-dir")]
     resume: Annotated[bool, flag("Continue what is in the run folder")] = False
     dry_run: Annotated[bool, flag("Show the plan and what it will cost, then end")] = False
+    tag_dropout: TagDropout = 0.1
     seed: Annotated[int, flag("Seed of weights and data order", ge=0, le=LARGEST_SEED)] = 0
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[
@@ -198,14 +241,36 @@ class FinetuneSettings(Settings):
     """A trained model, on dialogues."""
 
     model: Annotated[str, flag("Model or run folder to start from (required)", "-m", "--init-from")]
-    data: Annotated[str, flag("Dialogues (.jsonl) or a corpus folder (required)", "-d")]
+    data: Annotated[
+        list[str],
+        flag("Dialogues (.jsonl) or a corpus folder (required); repeatable. old/:0.1 makes a tenth"
+             " of the training tokens of old/", "-d"),
+    ]  # fmt: skip
     out: Annotated[str, flag("Run folder to write (required)", "-o", "--out-dir", "--output-dir")]
     resume: Annotated[bool, flag("Continue what is in the run folder")] = False
     dry_run: Annotated[bool, flag("Show the plan and what it will cost, then end")] = False
-    objective: Annotated[Literal["sft"], flag("What is learned: sft, replies as they are")] = "sft"
+    objective: Annotated[
+        Literal["sft", "dpo", "grpo", "classify"],
+        flag("What is learned: sft, replies as they are; dpo, to prefer chosen to rejected replies;"
+             " grpo, what earns --reward; classify, to tell the labels of texts apart"),
+    ] = "sft"  # fmt: skip
+    map: Annotated[
+        list[str],
+        flag("With classify: column for a part of a row, such as text=TITLE or label=TOPIC;"
+             " repeatable"),
+    ] = field(default_factory=list)  # fmt: skip
     train_on: Annotated[
-        Literal["assistant", "all"], flag("Learn the replies only, or every token")
+        Literal["assistant", "last", "all"],
+        flag("Learn the replies, the last one of each conversation, or every token"),
     ] = "assistant"
+    probe: (
+        Annotated[
+            str,
+            flag("Text, dialogues or a corpus folder on which forgetting is measured (default: what"
+                 " was held out of the base model's corpus)"),
+        ]
+        | None
+    ) = None  # fmt: skip
     template: (
         Annotated[
             str,
@@ -214,11 +279,35 @@ class FinetuneSettings(Settings):
         ]
         | None
     ) = None  # fmt: skip
+    tag_column: Annotated[
+        list[str],
+        flag("Columns of a .jsonl that become control text, such as style,topic", panel="Tags"),
+    ] = field(default_factory=list)
+    tag_dropout: TagDropout = 0.1
     seed: Annotated[int, flag("Seed of the data order", ge=0, le=LARGEST_SEED)] = 0
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
         flag("Number format of the computation; auto measures the machine"),
     ] = "auto"
+    train_layers: Annotated[
+        int,
+        flag("Only the last so many blocks and the last norm learn; 0: a classifier's head alone"
+             " (default: everything learns)", panel="Adapter", ge=0),
+    ] | None = None  # fmt: skip
+    quantize: Annotated[
+        Literal["none", "int8", "int4"],
+        flag("With --lora-rank: the frozen weights in 8 or 4 bits, which takes less memory, not"
+             " less time", panel="Adapter"),
+    ] = "none"  # fmt: skip
     train: TrainSettings = field(default_factory=TrainSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    preference: PreferenceSettings = field(default_factory=PreferenceSettings)
+    grpo: GrpoSettings = field(default_factory=GrpoSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+    def __post_init__(self) -> None:
+        # Programs and older config.toml files name one place.
+        named: object = self.data
+        if isinstance(named, str):
+            self.data = [named]

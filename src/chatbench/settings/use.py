@@ -71,13 +71,29 @@ Template = Annotated[
 ]  # fmt: skip
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(Settings, kw_only=True):
     """A model, and the texts or dialogues it is judged by."""
 
-    model: Annotated[str, flag("Model or run folder (required)", "-m")]
-    data: Annotated[str, flag("Corpus folder, or a file of texts or dialogues (required)", "-d")]
+    model: Annotated[
+        str, flag("Model or run folder; none for a file of {reply, reference}", "-m")
+    ] = ""
+    data: Annotated[
+        str,
+        flag("Corpus folder, or a file of texts, dialogues, {query, choices, gold}, {good, bad} or"
+             " {reply, reference} (required)", "-d"),
+    ]  # fmt: skip
     out: Annotated[str, flag("Folder for results.json and samples.jsonl", "-o")] | None = None
     split: Annotated[Literal["train", "val", "test"], flag("Split of a corpus folder")] = "test"
+    choice: Annotated[
+        list[str],
+        flag("Label texts by the likeliest of these replies; repeatable. auto: the labels of the"
+             " data", panel="Classes"),
+    ] = field(default_factory=list)  # fmt: skip
+    map: Annotated[
+        list[str],
+        flag("Column of labelled texts, such as text=review or label=topic; repeatable",
+             panel="Classes"),
+    ] = field(default_factory=list)  # fmt: skip
     max_examples: (
         Annotated[int, flag("Judge at most this many generated replies", "--limit", ge=1)] | None
     ) = None
@@ -87,7 +103,55 @@ class EvaluateSettings(Settings):
     template: Template | None = None
     max_tokens: Annotated[int, flag("Longest reply", "--max-new-tokens", ge=1)] = 128
     temperature: Annotated[float, flag("0 always takes the likeliest token", "--temp", ge=0)] = 0.0
-    seed: Annotated[int, flag("Seed of the choice", ge=0, le=LARGEST_SEED)] = 0
+    seed: Annotated[
+        int, flag("Seed of the choice, and of the resampling", ge=0, le=LARGEST_SEED)
+    ] = 0
+    baseline: Annotated[
+        list[str],
+        flag("Compare with a model, an evaluation's folder, or ngram, bm25, copy or eliza;"
+             " repeatable", "--compare", panel="Compare"),
+    ] = field(default_factory=list)  # fmt: skip
+    require: Annotated[
+        list[str],
+        flag("End with exit code 9 unless this holds, such as 'chrf>=30'; repeatable",
+             panel="Compare"),
+    ] = field(default_factory=list)  # fmt: skip
+    by: Annotated[
+        list[str],
+        flag("Scores for each value of turn, script, tag.NAME or any column; repeatable",
+             panel="Compare"),
+    ] = field(default_factory=list)  # fmt: skip
+    reuse: (
+        Annotated[
+            str, flag("Take replies from this evaluation's folder or samples.jsonl",
+                      panel="Compare"),
+        ]
+        | None
+    ) = None  # fmt: skip
+    control: Annotated[
+        Literal["auto", "every", "off"],
+        flag("Judge whether replies obey their tags; every: also ask each question under every"
+             " other value", panel="Compare"),
+    ] = "auto"  # fmt: skip
+    train_data: (
+        Annotated[
+            str, flag("Training text, for what is copied and for baselines (default: the run's)",
+                      panel="Compare"),
+        ]
+        | None
+    ) = None  # fmt: skip
+    context: (
+        Annotated[int, flag("Tokens that likelihood looks back at most", panel="Likelihood", ge=1)]
+        | None
+    ) = None
+    stride: (
+        Annotated[
+            int,
+            flag("Tokens that each further window of a long text scores (default: half the"
+                 " context)", panel="Likelihood", ge=1),
+        ]
+        | None
+    ) = None  # fmt: skip
     json: Annotated[bool, flag("Print the scores as JSON")] = False
     overwrite: Annotated[bool, flag("Replace results that are already there")] = False
 
@@ -101,6 +165,11 @@ class ChatSettings(Settings):
         | None
     ) = None
     system: Annotated[str, flag("System prompt", "-s", "--system-prompt")] | None = None
+    tag: Annotated[
+        list[str],
+        flag("Answer under this tag, such as style=formal, for a model taught with --tag-column;"
+             " repeatable"),
+    ] = field(default_factory=list)  # fmt: skip
     json: Annotated[
         bool,
         flag("The reply as JSON: text, finish reason, usage, timings, seed", panel="Pipes"),

@@ -15,6 +15,10 @@ from chatbench.storage import explain_os_error, pretty_json, write_file
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+_MAP_FILE = "special_tokens_map.json"
+_STOPPING = ("generation_config.json", "config.json")
+# All that decides how a folder's tokenizer works.
+FILES = (TOKENIZER_FILE, SETTINGS_FILE, TEMPLATE_FILE, _MAP_FILE, *_STOPPING)
 
 TOKENIZER_LIMIT = 256 << 20
 SETTINGS_LIMIT = 16 << 20
@@ -82,11 +86,11 @@ def read_files(folder: Path, given_template: str | None = None) -> TokenizerFile
     Raises IntegrityError (damaged, too large, no regular file) and EnvironmentFault.
     """
     settings = read_settings(folder / SETTINGS_FILE)
-    for name, value in read_settings(folder / "special_tokens_map.json").items():
+    for name, value in read_settings(folder / _MAP_FILE).items():
         if settings.get(name) is None:
             settings[name] = value
     stops: list[int] = []
-    for name in ("generation_config.json", "config.json"):
+    for name in _STOPPING:
         value = read_settings(folder / name).get("eos_token_id")
         stops += [
             number

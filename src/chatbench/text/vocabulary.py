@@ -23,9 +23,9 @@ from chatbench.text.bpe_training import (
     in_alphabet,
     learn_merges,
 )
-from chatbench.text.metrics import has_unspaced
 from chatbench.text.splitting import QWEN2_PATTERN, byte_alphabet
 from chatbench.text.tokenizer import Tokenizer
+from chatbench.text.words import has_unspaced
 
 _WORST = 8
 _FREQUENT = 2000

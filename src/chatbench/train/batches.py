@@ -8,6 +8,7 @@ other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from chatbench.corpus.shards import TokenSplit
 from chatbench.errors import DataError
 from chatbench.model.attention import Packing
 from chatbench.train.objective import Batch, GlobalBatch
+from chatbench.train.tagging import Tagging
 
 Ints = npt.NDArray[np.integer[Any]]
 
@@ -56,24 +58,40 @@ class StreamRows:
 
     isolated = False
 
-    def __init__(self, split: TokenSplit, seq_len: int, end_of_text: int, seed: int) -> None:
+    def __init__(
+        self, split: TokenSplit, seq_len: int, end_of_text: int, seed: int, *,
+        tag_dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         self._split = split
+        self._tags = Tagging(split, tag_dropout, seed)
         self._seq_len = seq_len
         self._end_of_text = end_of_text
         self._seed = seed
         self._order = lru_cache(maxsize=2)(self._order_of)
 
     def count(self) -> int:
-        return -(-self._split.tokens // self._seq_len)
+        return -(-(self._split.tokens + self._tags.most_growth) // self._seq_len)
 
     def _order_of(self, epoch: int) -> tuple[Ints, Ints]:
         order = permutation(self._seed, epoch, len(self._split))
-        return order, np.cumsum(self._split.lengths[order])
+        lengths = self._split.lengths
+        if self._tags.drops:
+            lengths = lengths + self._tags.growth(epoch)
+        return order, np.cumsum(lengths[order])
+
+    def _borders(self, epoch: int, number: int) -> tuple[int, int]:
+        """Begin and end of a row in the epoch's stream. Where tags are left out the stream is
+        shorter than the rows would hold, and shared out evenly."""
+        if not self._tags.drops:
+            begin = number * self._seq_len
+            return begin, min(begin + self._seq_len, self._split.tokens)
+        tokens = int(self._order(epoch)[1][-1])
+        return number * tokens // self.count(), (number + 1) * tokens // self.count()
 
     def row(self, epoch: int, number: int) -> Row:
-        """Targets are tokens number·T .. of the epoch's stream; inputs lie one token earlier."""
-        begin = number * self._seq_len
-        targets = self._stream(epoch, begin, begin + self._seq_len)
+        """Targets are tokens of the epoch's stream, row after row; inputs lie one token earlier."""
+        begin, end = self._borders(epoch, number)
+        targets = self._stream(epoch, begin, end)
         before = self._stream(epoch, begin - 1, begin) if begin else self._end_of_text
         ids = np.empty_like(targets)
         ids[:1], ids[1:] = before, targets[:-1]
@@ -89,7 +107,8 @@ class StreamRows:
         )
 
     def weight(self, epoch: int, number: int) -> float:
-        return float(min(self._seq_len, self._split.tokens - number * self._seq_len))
+        begin, end = self._borders(epoch, number)
+        return float(end - begin)
 
     def _stream(self, epoch: int, begin: int, end: int) -> Ints:
         order, ends = self._order(epoch)
@@ -99,7 +118,7 @@ class StreamRows:
             start = int(ends[place - 1]) if place else 0
             if start >= end:
                 break
-            ids = self._split.ids(int(order[place]))
+            ids = self._tags.ids(epoch, int(order[place]))
             pieces.append(ids[max(0, begin - start) : end - start].astype(np.int64))
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
@@ -117,6 +136,24 @@ class Span(NamedTuple):
         return self.end - self.start - 1
 
 
+@dataclass
+class Tally:
+    """What the rows of a split were made of. `tokens`: targets, of which `learned` weigh something,
+    and `of_chats` with `of_replies` are those of conversations alone; `cut` conversations were
+    longer than a row and became `pieces`, in which `orphans` replies stand without their question;
+    `skipped` texts and pieces hold nothing to learn."""
+
+    tokens: int = 0
+    learned: float = 0.0
+    of_chats: int = 0
+    of_replies: float = 0.0
+    replies: int = 0
+    cut: int = 0
+    pieces: int = 0
+    orphans: int = 0
+    skipped: int = 0
+
+
 class PackedRows:
     """Whole conversations, best fit, apart from each other."""
 
@@ -130,36 +167,90 @@ class PackedRows:
         seed: int,
         *,
         user_turn: Sequence[int] = (),
-        learn_all: bool = False,
+        train_on: str = "assistant",
+        tag_dropout: float = 0.0,
     ) -> None:
         """`turn_start` begins every turn, where there is such a token, and `user_turn` a person's.
-        Without `learn_all` plain texts and pieces without a reply are left out and counted in
-        `skipped`. Of a plain text the first token is learned, of a conversation never."""
+
+        `train_on`: the replies (assistant), the last one of each conversation that counts (last),
+        or every token (all). But for `all`, plain texts that are not replayed and pieces
+        without a reply are left out. Of a plain text the first token is learned, of a conversation
+        never.
+        """
         self._split = split
         self._turn_start = turn_start
         opening = user_turn or (() if turn_start is None else (turn_start,))
         self._user_turn = np.asarray(opening, np.int64)
         self._seq_len = seq_len
         self._seed = seed
-        self._learn_all = learn_all
-        self.skipped = 0
+        self._train_on = train_on
+        self._tags = Tagging(split, tag_dropout, seed)
+        self.tally = Tally()
         spans = []
         for document in permutation(seed, -1 & 0xFFFFFFFF, len(split)):
-            chat = not split.weights(int(document))[:1].any()
-            for span in self._spans(int(document)):
-                if learn_all or (chat and self._learned(span).any()):
-                    spans.append(span)
-                else:
-                    self.skipped += 1
-        self._bins = pack([span.length for span in spans], seq_len)
+            spans += self._counted(int(document))
+        # A row has room for what a conversation is with its tags or without, whichever is more.
+        longest = [self._tags.longest(*span, seq_len + 1) - 1 for span in spans]
+        self._bins = pack(longest, seq_len)
         self._spans_kept = spans
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, epoch, len(self._bins)))
 
+    def _counted(self, document: int) -> list[Span]:
+        """What of a document is learned from."""
+        tally, spans = self.tally, self._spans(document)
+        replies = borders_of(self._split.weights(document))
+        is_text = bool(len(replies)) and replies[0][0] == 0
+        kept = []
+        for span in spans:
+            learned = float(self._learned(span).sum(dtype=np.float64))
+            if not learned:
+                tally.skipped += 1
+                continue
+            kept.append(span)
+            tally.tokens += span.length
+            tally.learned += learned
+            if not is_text:
+                tally.of_chats += span.length
+                tally.of_replies += learned
+        if not is_text and kept:
+            tally.replies += 1 if self._train_on == "last" else len(replies)
+            if len(spans) > 1:
+                tally.cut += 1
+                tally.pieces += len(spans)
+                tally.orphans += sum(self._orphans(span) for span in kept if span.start)
+        return kept
+
+    def _orphans(self, span: Span) -> int:
+        """Replies, or ends of them, before the first question of a piece."""
+        ids = self._split.ids(span.document)[span.start : span.end]
+        asked = int(_occurrences(ids, self._user_turn).min(initial=len(ids)))
+        learned: npt.NDArray[Any] = self._learned(span)
+        if self._train_on == "all":
+            learned = self._split.weights(span.document)[span.start + 1 : span.end]
+        return sum(1 for begin, _ in borders_of(learned) if begin + 1 < asked)
+
     def _learned(self, span: Span) -> npt.NDArray[np.float32]:
-        if self._learn_all:
+        if self._train_on == "all":
             return np.ones(span.length, np.float32)
-        weights = self._split.weights(span.document)[span.start + 1 : span.end]
-        return weights.astype(np.float32)
+        weights = self._split.weights(span.document)
+        if weights[:1].any() and not self._split.is_replayed(span.document):
+            return np.zeros(span.length, np.float32)
+        learned: npt.NDArray[np.float32] = weights[span.start + 1 : span.end].astype(np.float32)
+        if self._train_on == "last" and not weights[:1].any():
+            last = int(borders_of(weights)[-1][0]) if weights.any() else len(weights)
+            learned[: max(0, last - span.start - 1)] = 0
+        return learned
+
+    def _piece(self, epoch: int, span: Span) -> tuple[Ints, npt.NDArray[np.float32]]:
+        """Ids of a span with the tags that it has in this epoch, and what each is worth as a
+        target; the first is none."""
+        ids = self._split.ids(span.document)[span.start : span.end]
+        learned = np.concatenate([np.zeros(1, np.float32), self._learned(span)])
+        splice = self._tags.splice(epoch, *span, self._seq_len + 1)
+        if splice is None:
+            return ids, learned
+        ids, learned = splice.applied(ids, learned, span.start)
+        return ids, np.ones_like(learned) if self._train_on == "all" else learned
 
     def _spans(self, document: int) -> list[Span]:
         """The document whole, or cut where turns begin when it is longer than a row."""
@@ -189,7 +280,7 @@ class PackedRows:
 
     def weight(self, epoch: int, number: int) -> float:
         spans = (self._spans_kept[which] for which in self._bins[int(self._order(epoch)[number])])
-        return float(sum(self._learned(span).sum(dtype=np.float64) for span in spans))
+        return float(sum(self._piece(epoch, span)[1][1:].sum(dtype=np.float64) for span in spans))
 
     def row(self, epoch: int, number: int) -> Row:
         ids, targets, document, position = (np.zeros(self._seq_len, np.int64) for _ in range(4))
@@ -197,13 +288,22 @@ class PackedRows:
         at = 0
         for name, which in enumerate(self._bins[int(self._order(epoch)[number])], 1):
             span = self._spans_kept[which]
-            tokens = self._split.ids(span.document)[span.start : span.end]
-            place = slice(at, at + span.length)
+            tokens, learned = self._piece(epoch, span)
+            length = len(tokens) - 1
+            place = slice(at, at + length)
             ids[place], targets[place] = tokens[:-1], tokens[1:]
-            weights[place] = self._learned(span)
-            document[place], position[place] = name, np.arange(span.length)
-            at += span.length
+            weights[place] = learned[1:]
+            document[place], position[place] = name, np.arange(length)
+            at += length
         return Row(ids, targets, weights, document, position)
+
+
+def borders_of(weights: npt.NDArray[Any]) -> Ints:
+    """Begin and end of every stretch that weighs something, (runs, 2)."""
+    weighed = np.zeros(len(weights) + 2, np.int8)
+    weighed[1:-1] = weights > 0
+    found: Ints = np.flatnonzero(np.diff(weighed)).reshape(-1, 2)
+    return found
 
 
 def _occurrences(ids: Ints, sought: Ints) -> Ints:

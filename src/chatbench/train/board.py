@@ -43,6 +43,23 @@ def glyphs_for(encoding: str) -> Glyphs:
     return UNICODE
 
 
+# What objectives report beside the loss: the name in metrics.jsonl, after `val_` that of held-out
+# data; what people see.
+REPORTED: dict[str, tuple[str, Callable[[float], str]]] = {
+    "accuracy": ("accuracy", lambda v: f"{v:.1%}"),
+    "reward_margin": ("margin", lambda v: f"{v:+.3f}"),
+    "reward_chosen": ("chosen", lambda v: f"{v:+.3f}"),
+    "reward_rejected": ("rejected", lambda v: f"{v:+.3f}"),
+    "reward": ("reward", lambda v: f"{v:.3f}"),
+    "reward_spread": ("spread", lambda v: f"{v:.3f}"),
+    "silent_groups": ("silent", lambda v: f"{v:.0%}"),
+    "reply_tokens": ("length", lambda v: f"{v:.1f}"),
+    "truncated": ("truncated", lambda v: f"{v:.0%}"),
+    "entropy": ("entropy", lambda v: f"{v:.2f}"),
+    "kl": ("KL", lambda v: f"{v:.3f}"),
+}
+
+
 class History:
     """A curve in bounded room: when it is full, neighbours become their mean."""
 
@@ -108,7 +125,7 @@ class Board:
         self.share = self.left = 0.0
         self.step = self.skipped = self.best_step = 0
         self.loss = self.best = math.nan
-        self.losses, self.validations = History(), History()
+        self.losses, self.rewards, self.validations = History(), History(), History()
         self.now: dict[str, float] = {}
         self.references: dict[str, float] = {}
         self.samples: list[tuple[str, str]] = []
@@ -122,6 +139,8 @@ class Board:
         if "loss" in numbers:
             self.loss = numbers["loss"]
             self.losses.add(self.loss)
+        if "reward" in numbers:
+            self.rewards.add(numbers["reward"])
         if "val_loss" in numbers:
             value = numbers["val_loss"]
             self.validations.add(value)
@@ -131,10 +150,13 @@ class Board:
     def lines(self, width: int, height: int) -> list[Text]:
         """At most `height` lines of less than `width` columns, the most telling first."""
         room = max(1, width - 1)
-        lines = [self._progress(room), self._curve("loss", self.loss, self.losses, "cyan", room)]
+        curve = self._curve("loss", self.loss, self.losses, "cyan", room)
+        if self.rewards.values:  # the loss of a policy says nothing
+            curve = self._curve("reward ", self.now["reward"], self.rewards, "cyan", room)
+        lines = [self._progress(room), curve]
         if self.validations.values:
             lines.append(self._validation(room))
-        lines += [Text(line) for line in self._packed(self.bits(), room)]
+        lines += [Text(line) for line in self._packed([*self.reported(), *self.bits()], room)]
         lines += [Text(line, "dim") for line in self._packed(self.speed(), room)]
         for prompt, text in self.samples:
             lines.append(self._sample(prompt, text, room))
@@ -177,6 +199,15 @@ class Board:
     def verdict(self) -> str:
         """The last validation in words."""
         return f"val {self.now['val_loss']:.3f} ({self._mark()})"
+
+    def reported(self) -> list[str]:
+        """What the objective says of the last validation besides, of training where nothing is
+        held out."""
+        return [
+            f"{shown} {make(self.now.get(f'val_{name}', self.now.get(name, math.nan)))}"
+            for name, (shown, make) in REPORTED.items()
+            if name in self.now or f"val_{name}" in self.now
+        ]
 
     def bits(self) -> list[str]:
         """Bits per byte, and what to hold them against."""

@@ -1,6 +1,7 @@
-"""A checkpoint is a folder: a whole model, the optimiser, the state, a manifest over all three.
+"""A checkpoint is a folder: a model, the optimiser, the state, a manifest over all three.
 
-Where parameters are spread over ranks, `sharded/` is in place of model and optimiser.
+Where a part of the model learns, what is in `model/` may be an adapter, and that part lies beside
+it as it is. Where parameters are spread over ranks, `sharded/` is in place of all weights.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from chatbench.errors import IntegrityError
 from chatbench.model.architectures import ARCHITECTURES
 from chatbench.model.folder import read_config, read_weights, write_model
 from chatbench.model.transformer import ModelConfig
-from chatbench.model.weights import Deferred
+from chatbench.model.weights import Deferred, read_file
 from chatbench.storage import FileEntry, new_folder, remove_folder, verify, write_json
 from chatbench.text.tokenizer import Tokenizer
+from chatbench.train.adapting import Write
 from chatbench.train.parts import Meeting, Part, Parts
 from chatbench.train.skipping import Skips
 from chatbench.train.window import Window
 
 KIND = "checkpoint"
 _OPTIMIZER = "optimizer.safetensors"
+_LEARNED = "learned.safetensors"
 _STATE = "state.json"
 _SHARDED = "sharded"
 
@@ -36,9 +39,9 @@ _SHARDED = "sharded"
 class TrainState(msgspec.Struct):
     """Where a run is. All randomness is a function of seed and step, so no generator is kept.
 
-    `validated`, `val_loss`: the newest validation; `best_step`, `best_loss`: the best; `stale`:
-    validations since. `norm`: the newest gradient norm. `micro_batch`: rows computed at once, which
-    memory may have made fewer.
+    `base`: digest of the weights beside those that learn. `validated`, `val_loss`: the newest
+    validation; `best_step`, `best_loss`: the best; `stale`: validations since. `norm`: the newest
+    gradient norm. `micro_batch`: rows computed at once, which memory may have made fewer.
     """
 
     step: int = 0
@@ -56,6 +59,7 @@ class TrainState(msgspec.Struct):
     log_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     fingerprint: str = ""
     tokenizer: str = ""
+    base: str = ""
 
     def judge(self, loss: float) -> None:
         """Take in the validation of this step."""
@@ -91,19 +95,20 @@ def save(
     tokenizer: Tokenizer,
     provenance: dict[str, Any],
     keep: int,
+    write: Write | None = None,
 ) -> Path:
     """Write a checkpoint and read it back, then drop all but the newest `keep` and the best.
 
-    One of a later step goes too: a resume found it damaged and went back behind it.
+    `write`: fills the model folder where `weights` are those of a part of the model. One of a later
+    step goes too: a resume found it damaged and went back behind it.
     """
     final = checkpoint_of(run, state.step)
     # replace: such a one may bear the same name.
     with new_folder(final, KIND, {"step": state.step}, replace=True) as folder:
-        write_model(folder / "model", config, weights, tokenizer, provenance)
-        save_file(
-            {name: value.cpu().contiguous() for name, value in optimizer.items()},
-            folder / _OPTIMIZER,
-        )
+        (write or write_model)(folder / "model", config, weights, tokenizer, provenance)
+        held = {_OPTIMIZER: optimizer} | ({_LEARNED: weights} if write else {})
+        for name, tensors in held.items():
+            save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / name)
         write_json(folder / _STATE, state)
     verify(final, KIND)
     _drop_others(run, state, keep)
@@ -146,7 +151,7 @@ def checkpoint_of(run: Path, step: int) -> Path:
 
 
 def weights_at(run: Path, step: int) -> Mapping[str, Tensor | Deferred]:
-    """A checkpoint's weights, by our names, deferred where ranks wrote their parts.
+    """A checkpoint's weights, of what learns, by our names, deferred where ranks wrote their parts.
 
     Raises IntegrityError unless it is there and whole.
     """
@@ -154,7 +159,7 @@ def weights_at(run: Path, step: int) -> Mapping[str, Tensor | Deferred]:
     verify(path, KIND)
     if (path / _SHARDED).is_dir():
         return Parts(path / _SHARDED).chosen(memory=False).deferred()
-    return _weights(path / "model")
+    return _weights(path)
 
 
 def load_newest(run: Path) -> Restored | None:
@@ -185,10 +190,13 @@ def _load(path: Path) -> Restored:
         optimizer = dict(load((path / _OPTIMIZER).read_bytes()))
     except (msgspec.DecodeError, SafetensorError, OSError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
-    return Restored(state, _weights(path / "model"), optimizer, path)
+    return Restored(state, _weights(path), optimizer, path)
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """By our names; on disk they have the hub's."""
+def _weights(path: Path) -> dict[str, Tensor]:
+    """By our names; in a model folder they have the hub's."""
+    if (path / _LEARNED).is_file():
+        return read_file(path / _LEARNED).read()
+    folder = path / "model"
     config = read_config(folder)
     return ARCHITECTURES[config.model_type].from_hub(read_weights(folder), config)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from chatbench import console
 from chatbench.errors import EnvironmentFault
+from chatbench.model.adapter import adapted
 from chatbench.model.attention import Packing
 from chatbench.model.transformer import GPT, ModelConfig
 from chatbench.settings import TrainSettings
@@ -47,6 +48,11 @@ def as_trained(
         device,
     ):  # fmt: skip
         model.block_runner = run_twice
+    if any(layer.dropout for _, layer in adapted(model)):
+        # It draws by generators of its own, which a compiler does not see through.
+        if settings.compile == "on":
+            console.notice("the model is not compiled, since its adapter has dropout")
+        return model, None
     if not wants_compiling(settings.compile, device, plan.seconds):
         return model, None
     return compiled(model), partial(to_shape, rows=plan.micro_batch, seq_len=plan.seq_len)
@@ -114,6 +120,12 @@ def to_shape(batch: Batch, rows: int, seq_len: int) -> Batch:
     def padded(tensor: Tensor, value: int = 0) -> Tensor:
         return F.pad(tensor, (0, narrow, 0, short), value=value)
 
+    def grown(tensor: Tensor) -> Tensor:
+        """A line for each row; what has an entry for each column gets those, too."""
+        by_column = tensor.shape[1:2] == batch.ids.shape[1:]
+        sizes = [short, narrow if by_column else 0][: tensor.ndim] + [0] * (tensor.ndim - 2)
+        return F.pad(tensor, [edge for size in reversed(sizes) for edge in (0, size)])
+
     packing = batch.packing
     if packing is not None:
         # -1 belongs to no document: added columns must not prolong the last one.
@@ -123,7 +135,10 @@ def to_shape(batch: Batch, rows: int, seq_len: int) -> Batch:
         end = int(packing.document.numel())
         starts = F.pad(found, (0, size - len(found)), value=end)
         packing = Packing(packing.document, packing.position, starts)
-    return Batch(padded(batch.ids), padded(batch.targets), padded(batch.weights), packing)
+    more = batch.more and {name: grown(tensor) for name, tensor in batch.more.items()}
+    return Batch(
+        padded(batch.ids), padded(batch.targets), padded(batch.weights), packing, more=more
+    )
 
 
 def run_twice(block: nn.Module, x: Tensor, *rest: Any) -> Tensor:
@@ -131,7 +146,7 @@ def run_twice(block: nn.Module, x: Tensor, *rest: Any) -> Tensor:
     al. 2016); as always where no gradient is wanted."""
     if not torch.is_grad_enabled():
         return cast(Tensor, block(x, *rest))
-    # Nothing in a block is random.
+    # What is random in a block, an adapter's dropout, draws the same again by itself.
     return cast(Tensor, checkpoint(block, x, *rest, use_reentrant=False, preserve_rng_state=False))
 
 

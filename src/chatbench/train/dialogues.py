@@ -1,10 +1,15 @@
-"""The dialogues of a finetune: a corpus folder, or one made from a file behind the scenes."""
+"""What a finetune learns from: corpus folders, or ones made from files behind the scenes."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from chatbench.corpus.build import preprocess
+from chatbench import console
+from chatbench.corpus.cache import preprocess_once
+from chatbench.corpus.mixture import Mixture, Share
 from chatbench.corpus.shards import Corpus, open_corpus
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.model.folder import read_provenance, tokenizer_folder
@@ -12,43 +17,128 @@ from chatbench.settings import FinetuneSettings, PreprocessSettings
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train.run import CONFIG
 
+# A share that whole texts miss by less than this is nothing to tell.
+_NEAR = 0.9
+
+
+class Source(NamedTuple):
+    """A place named with -d; `share`: how much of the training tokens it makes, None: it is
+    learned whole."""
+
+    place: str
+    share: float | None = None
+
+
+def sources_of(data: Sequence[str]) -> list[Source]:
+    """`old/:0.1` is a tenth of old/, unless there is something of just that name.
+
+    Raises UsageError for shares that cannot be.
+    """
+    sources = [_source(text) for text in data]
+    shares = [source.share for source in sources if source.share is not None]
+    if len(shares) == len(sources):
+        raise UsageError(
+            "no data is named that is learned whole" if sources else "data is empty",
+            hint="give one -d without a share",
+        )
+    if sum(shares) >= 1:
+        raise UsageError(
+            f"the shares add up to {sum(shares):g}, which leaves nothing for the rest",
+            hint="give shares that add up to less than 1",
+        )
+    return sources
+
+
+def _source(text: str) -> Source:
+    place, _, last = text.rpartition(":")
+    try:
+        share = float(last)
+    except ValueError:
+        return Source(text)
+    if not place or os.path.lexists(text):
+        return Source(text)
+    if not 0 < share < 1:
+        raise UsageError(
+            f"{text} does not exist, and {last} is no share", hint="a share lies between 0 and 1"
+        )
+    return Source(place, share)
+
 
 def open_dialogues(
     settings: FinetuneSettings, tokenizer: Tokenizer, base: Path, place: Path
 ) -> Corpus:
-    """The corpus folder named, or one made from a file and kept in `place`.
+    """The corpus folders named, or made from files and kept in `place`, as one corpus.
 
-    It is split as the base model's corpus was, so that what was held out there is held out here.
+    Files are split as the base model's corpus was, so that what was held out there is held out
+    here. Raises UsageError and IntegrityError for what does not fit, and as preprocess does.
     """
-    data = Path(settings.data)
+    whole: list[Corpus] = []
+    shares: list[Share] = []
+    for number, source in enumerate(sources_of(settings.data), 1):
+        made = place / ("corpus" if number == 1 else f"corpus-{number}")
+        # Without a config.toml it belongs to an attempt that never began, perhaps on other data.
+        again = not (made.is_dir() and (place / CONFIG).is_file())
+        corpus = _opened(settings, source.place, tokenizer, base, made, again=again)
+        if source.share is None:
+            whole.append(corpus)
+        else:
+            shares.append(Share(corpus, source.share))
+    if len(whole) == 1 and not shares:
+        return whole[0]
+    mixture = Mixture(whole, shares, settings.seed)
+    _tell_scarce(mixture)
+    return mixture
+
+
+def _opened(
+    settings: FinetuneSettings, data: str, tokenizer: Tokenizer, base: Path, made: Path, *,
+    again: bool,
+) -> Corpus:  # fmt: skip
     if is_corpus(data):
-        corpus = open_corpus(data)
-        if corpus.tokenizer.digest != tokenizer.digest:
-            raise IntegrityError(
-                f"{data} was made with another tokenizer than {settings.model}",
-                hint=f"give the .jsonl itself, or preprocess it with --tokenizer {settings.model}",
-            )
-        if settings.template and corpus.tokenizer.template.source != tokenizer.template.source:
-            raise UsageError(
-                f"the conversations of {data} are written in another chat template",
-                hint=f"give the .jsonl itself, or preprocess with --template {settings.template}",
-            )
-        return corpus
-    made = place / "corpus"
-    # Without a config.toml it belongs to an attempt that never began, perhaps on other data.
-    if not (made.is_dir() and (place / CONFIG).is_file()):
-        preprocess(
+        return _fitting(open_corpus(Path(data)), settings, tokenizer)
+    if again:
+        preprocess_once(
             PreprocessSettings(
-                inputs=[str(data)],
+                inputs=[data],
                 out=str(made),
                 tokenizer=str(tokenizer_folder(base)),
                 template=settings.template,
+                tag_column=settings.tag_column,
                 overwrite=True,
                 profile=False,
                 **read_provenance(base).get("split", {}),
             )
         )
     return open_corpus(made)
+
+
+def _fitting(corpus: Corpus, settings: FinetuneSettings, tokenizer: Tokenizer) -> Corpus:
+    """The same, if it is written in the model's tokens and turns."""
+    if settings.tag_column and not corpus.tags():
+        raise UsageError(
+            f"the tags of {corpus.folder} were settled when it was made: it has none",
+            hint="give --tag-column to preprocess, or the .jsonl itself",
+        )
+    if corpus.tokenizer.digest != tokenizer.digest:
+        raise IntegrityError(
+            f"{corpus.folder} was made with another tokenizer than {settings.model}",
+            hint=f"give the .jsonl itself, or preprocess it with --tokenizer {settings.model}",
+        )
+    if settings.template and corpus.tokenizer.template.source != tokenizer.template.source:
+        raise UsageError(
+            f"the conversations of {corpus.folder} are written in another chat template",
+            hint=f"give the .jsonl itself, or preprocess with --template {settings.template}",
+        )
+    return corpus
+
+
+def _tell_scarce(mixture: Mixture) -> None:
+    for folder, wanted, got in mixture.shares():
+        if got < _NEAR * wanted:
+            console.notice(
+                f"{folder} has too few tokens for a share of {wanted:g}: it makes {got:.1%} of the "
+                "training tokens"
+            )
 
 
 def is_corpus(data: str | Path) -> bool:

@@ -32,7 +32,9 @@ class Ending:
     def __init__(self, plan: Plan, model: nn.Module, objective: Objective) -> None:
         self._plan = plan
         self._save_seconds = (
-            _BYTES_A_WEIGHT * sum(p.numel() for p in model.parameters()) / _BYTES_A_SECOND
+            _BYTES_A_WEIGHT
+            * sum(p.numel() for p in model.parameters() if p.requires_grad)
+            / _BYTES_A_SECOND
         )
         held_out = sum(batch.ids.numel() for batch in objective.validation())
         self._steps_a_validation = _FORWARD * held_out / (plan.rows_per_step * plan.seq_len)

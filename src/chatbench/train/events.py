@@ -14,12 +14,18 @@ _TAGS = {
     "loss": "loss/train",
     "val_loss": "loss/val",
     "val_bits_per_byte": "bits_per_byte/val",
+    "reward": "reward/train",
+    "val_reward": "reward/val",
     "tokens": "progress/tokens",
     "seconds": "progress/seconds",
     "tokens_per_second": "speed/tokens_per_second",
     "mfu": "speed/mfu",
     "memory": "speed/memory",
 }
+# What learning from rewards says of the replies that the model gave.
+_OF_REPLIES = frozenset(
+    ("reward_spread", "silent_groups", "reply_tokens", "truncated", "entropy", "kl", "clipped")
+)
 # Reference → (run it is drawn as, tag it is drawn beside)
 _LINES = {
     "ngram_bits_per_byte": ("n-gram", "bits_per_byte/val"),
@@ -32,6 +38,8 @@ def tag_of(name: str) -> str:
     """Where TensorBoard shows a value: what belongs together shares the part before the slash."""
     if name.startswith("seconds_"):
         return f"seconds/{name.removeprefix('seconds_')}"
+    if name.removeprefix("val_") in _OF_REPLIES:
+        return f"replies/{name}"
     return _TAGS.get(name, f"optimisation/{name}")
 
 

@@ -15,9 +15,10 @@ Prepare = Callable[[Batch], Batch]
 class Feed:
     """Global batches by step, on the host; one step ahead in a thread where `ahead`.
 
-    Batches are a function of the step alone, so who makes them and when changes nothing. `prepare`
-    is applied to each micro-batch, in the thread. With `ahead` on a machine with CUDA tensors lie
-    in pinned memory, from where they are copied while the GPU computes.
+    Batches are a function of the step alone, so who makes them and when changes nothing; those that
+    hang on the weights as well must not be made `ahead`. `prepare` is applied to each micro-batch,
+    in the thread. On a machine with CUDA tensors lie in pinned memory, from where they are copied
+    while the GPU computes.
     """
 
     def __init__(

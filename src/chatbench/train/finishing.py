@@ -16,6 +16,7 @@ from chatbench.model.weights import Deferred
 from chatbench.storage import new_folder
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train import checkpoint
+from chatbench.train.adapting import Write
 from chatbench.train.checkpoint import TrainState
 from chatbench.train.run import MODEL_KIND
 
@@ -23,11 +24,12 @@ from chatbench.train.run import MODEL_KIND
 def finish(
     run: Path, state: TrainState, asked: Mapping[str, object], config: ModelConfig,
     newest: Mapping[str, Tensor] | None, tokenizer: Tokenizer, provenance: dict[str, Any],
+    write: Write | None = None,
 ) -> Path:  # fmt: skip
     """Write `model/` of a run and say which step is in it; returns its folder.
 
     `newest`: the weights of now, None to read them from their checkpoint; `asked`: the length that
-    was asked for, noted in the manifest.
+    was asked for, noted in the manifest; `write`: as for `checkpoint.save`.
     Raises EnvironmentFault for disk trouble.
     """
     final = run / "model"
@@ -35,7 +37,7 @@ def finish(
     info = {"step": step, "trained": state.step, "asked": asked}
     # replace: a finished run that was asked for more has one already.
     with new_folder(final, MODEL_KIND, info, replace=True) as folder:
-        write_model(folder, config, weights, tokenizer, provenance)
+        (write or write_model)(folder, config, weights, tokenizer, provenance)
     console.say(f"{final} is step {step}, {_reason(state, step)}")
     return final
 

@@ -25,13 +25,18 @@ class Likelihood:
 
     summed = ("text_nats", "text_bytes")
     of_text = True
+    on_policy = False
 
-    def __init__(self, train: Batches, validation: list[Batch], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, train: Batches | None, validation: list[Batch], tokenizer: Tokenizer
+    ) -> None:
+        """Without `train` it only measures."""
         self._train = train
         self._bytes = torch.tensor([len(b) for b in tokenizer.token_bytes])
         self._validation = validation
 
     def batch(self, step: int) -> GlobalBatch:
+        assert self._train is not None
         return self._train.batch(step)
 
     def validation(self) -> Iterator[Batch]:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from chatbench import console
 from chatbench.errors import EnvironmentFault, is_out_of_memory
+from chatbench.model.adapter import redrawing
 from chatbench.model.transformer import GPT
 from chatbench.settings import OptimSettings, TrainSettings
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train import checkpoint
+from chatbench.train.adapting import EVERYTHING, Learned
 from chatbench.train.checkpoint import Restored, TrainState
 from chatbench.train.compiling import as_trained
 from chatbench.train.ending import Ending, StopFlag
@@ -57,8 +59,10 @@ class Trainer:
         *,
         patience: int = 0,
         world: World = SOLO,
+        learned: Learned = EVERYTHING,
     ) -> None:
-        """Take a float32 model on its device; the computation runs in `dtype`.
+        """Take a float32 model on its device; the computation runs in `dtype`. What requires no
+        gradient stays as it is; `learned` says how the rest is written.
 
         `patience`: validations without a better one that end the run, 0 = any number; `world`: the
         processes that share the run.
@@ -75,6 +79,8 @@ class Trainer:
         self._patience = patience
         self._device = model.model.embed_tokens.weight.device
         self._world = world
+        self._learned = learned
+        self._redraw = redrawing(model, learned.seed, world.rank)
         world.place(model, objective, dtype, run)
         self._optimizers = Optimizers(
             model, optim, plan.learning_rate, dtype, world.ranks,
@@ -85,8 +91,9 @@ class Trainer:
         self._readings = Readings(self._device)
         self._meter = Meter(model)
         self._state = TrainState(
-            fingerprint=fingerprint, tokenizer=tokenizer.digest, micro_batch=plan.micro_batch
-        )
+            fingerprint=fingerprint, tokenizer=tokenizer.digest, micro_batch=plan.micro_batch,
+            base=learned.base,
+        )  # fmt: skip
         self._feed = self._new_feed()
         self._saver = Saver(world.meeting.give_up if world.meeting else None)
         self._stop = StopFlag(world.grace)
@@ -104,6 +111,7 @@ class Trainer:
             lambda step: self._objective.batch(step).cut(rows),
             self._device,
             self._prepare and partial(cast(Callable[..., Batch], self._prepare), rows=rows),
+            ahead=False if self._objective.on_policy else None,
         )
 
     def restore(self, restored: Restored) -> None:
@@ -133,21 +141,11 @@ class Trainer:
         begun = (self._plan.begun or time.monotonic()) - state.seconds
         state.seconds = time.monotonic() - begun
         self._last_save = time.monotonic()
-        with (
-            closing(self),
-            self._stop,
-            Monitor(
-                self._run,
-                self._plan,
-                state.log_bytes,
-                state.step,
-                self._settings.tensorboard,
-                meter=self._meter,
-                references=references,
-                histograms=self._settings.histograms,
-            ) as monitor,  # fmt: skip
-            self._saver,
-        ):
+        watching = Monitor(
+            self._run, self._plan, state.log_bytes, state.step, self._settings.tensorboard,
+            meter=self._meter, references=references, histograms=self._settings.histograms,
+        )  # fmt: skip
+        with closing(self), self._stop, watching as monitor, self._saver:
             while self._goes_on():
                 self._advance(monitor)
                 state.seconds = time.monotonic() - begun
@@ -241,6 +239,7 @@ class Trainer:
         wide = torch.float32 if self._device.type == "mps" else torch.float64
         total, metrics = torch.zeros((), dtype=wide, device=self._device), []
         for number, part in enumerate(batch.parts, 1):
+            self._redraw(self._state.step, number)
             loss = self._loss(part.to(self._device), number == len(batch.parts))
             (loss.total / batch.weight).backward()  # type: ignore[no-untyped-call]
             self._optimizers.collect_gradients()
@@ -316,14 +315,8 @@ class Trainer:
             values |= {"loss": state.window.mean, "grad_norm": state.norm}
         values |= self._objective.report(state.window.gathered(self._world))
         monitor.metrics(state.step, values)
-        monitor.timings(
-            state.step,
-            {
-                "seconds": state.seconds + elapsed,
-                "tokens_per_second": tokens / elapsed,
-                **self._clock.take(),
-            },
-        )
+        speed = {"seconds": state.seconds + elapsed, "tokens_per_second": tokens / elapsed}
+        monitor.timings(state.step, speed | self._clock.take())
         state.window.clear()
 
     def _validate(self, monitor: Monitor) -> None:
@@ -371,7 +364,7 @@ class Trainer:
                 partial(
                     checkpoint.save, self._run, state.copied(), self._model.config,
                     snapshot(self._optimizers.masters), snapshot(self._optimizers.state()),
-                    self._tokenizer, self._provenance, keep,
+                    self._tokenizer, self._provenance, keep, self._learned.write,
                 )
             )  # fmt: skip
         self._clock.add("saving", time.monotonic() - begun)
@@ -396,5 +389,5 @@ class Trainer:
             newest = {name: p.detach() for name, p in self._optimizers.masters.items()}
         return finish(
             self._run, state, asked(self._settings), self._model.config, newest, self._tokenizer,
-            self._provenance,
+            self._provenance, self._learned.write,
         )  # fmt: skip

@@ -26,7 +26,11 @@ class Given(NamedTuple):
 
 
 class Material(Protocol):
-    """A corpus as one objective sees it."""
+    """A corpus as one objective sees it.
+
+    It may also have `row_len`, places of a row where they are not `seq_len`; and defaults of its
+    own: `batch_tokens`, `epochs`, and `rate`, a multiple of the usual learning rate.
+    """
 
     def count(self) -> int:
         """Rows of an epoch."""

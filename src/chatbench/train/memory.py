@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from chatbench.model.head import chunk_rows, linear_cross_entropy
 from chatbench.model.kernels.passes import why_not
 from chatbench.model.transformer import GPT, ModelConfig
+from chatbench.train.adapting import WHOLE, Adaptation
 
 # Matrices of one shape that Muon holds at once while it turns them: directions, the stack, two
 # iterates, and products.
@@ -44,12 +45,18 @@ class Kept(NamedTuple):
 
 
 def predict(
-    config: ModelConfig, rows: int, seq_len: int, kept: Kept, dtype: torch.dtype, *, muon: bool
-) -> Memory:
+    config: ModelConfig, rows: int, seq_len: int, kept: Kept, dtype: torch.dtype, *, muon: bool,
+    adaptation: Adaptation = WHOLE,
+) -> Memory:  # fmt: skip
     """The peak of a step on micro-batches of `rows` rows of `seq_len` tokens."""
     with torch.device("meta"):
         model = GPT(config)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    adaptation.apply(model, quantize=False)
+    shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    frozen = sum(
+        adaptation.frozen_bytes(name, p, dtype.itemsize)
+        for name, p in model.named_parameters() if not p.requires_grad
+    )  # fmt: skip
     parameters = sum(shape.numel() for shape in shapes.values())
     turned = [
         shape for name, shape in shapes.items()
@@ -59,15 +66,16 @@ def predict(
     together = Counter(turned)
     largest = max((shape.numel() * count for shape, count in together.items()), default=0)
     narrow = dtype != torch.float32
-    head = 4 * config.vocab_size * config.hidden_size
+    # The table's gradient, once from each of its two uses.
+    tables = 2 * (model.lm_head.weight.requires_grad and 4 * config.vocab_size * config.hidden_size)
     logits = 4 * _LOGIT_TABLES * config.vocab_size * min(rows * seq_len, _chunk(config))
     activations = rows * kept.row
-    # Gradients of a block's inner values, and of the table once from each of its two uses.
+    # Gradients of a block's inner values.
     inner = _INNER_FUSED if why_not() == "" else _INNER
-    backward = activations + round(rows * kept.block * inner) + 2 * head + logits
+    backward = activations + round(rows * kept.block * inner) + tables + logits
     turning = _TURNING * dtype.itemsize * largest
     return Memory(
-        weights=parameters * (4 + (dtype.itemsize if narrow else 0)),
+        weights=parameters * (4 + (dtype.itemsize if narrow else 0)) + round(frozen),
         gradients=parameters * (4 + (dtype.itemsize if narrow else 0)),
         optimizer=4 * momenta + 8 * (parameters - momenta),
         activations=activations,
@@ -80,15 +88,21 @@ def _chunk(config: ModelConfig) -> int:
     return chunk_rows(torch.empty(config.vocab_size, 1, device="cpu"))
 
 
-def kept_by_a_row(config: ModelConfig, seq_len: int, dtype: torch.dtype) -> Kept:
-    """Counted on the CPU in a model of the first one and two blocks; every block keeps as much."""
-    one, two = (_saved(config._replace(n_layers=n), seq_len, dtype) for n in (1, 2))
-    return Kept(one + (config.n_layers - 1) * (two - one), two - one)
+def kept_by_a_row(
+    config: ModelConfig, seq_len: int, dtype: torch.dtype, adaptation: Adaptation = WHOLE
+) -> Kept:
+    """Counted on the CPU in a model of the first one and two blocks; every block keeps as much,
+    but those below the first one that learns keep nothing."""
+    counted = adaptation if adaptation.layers is None else WHOLE
+    one, two = (_saved(config._replace(n_layers=n), seq_len, dtype, counted) for n in (1, 2))
+    keeping = config.n_layers if adaptation.layers is None else adaptation.layers
+    return Kept(max(one - (two - one), one + (keeping - 1) * (two - one)), two - one)
 
 
-def _saved(config: ModelConfig, seq_len: int, dtype: torch.dtype) -> int:
+def _saved(config: ModelConfig, seq_len: int, dtype: torch.dtype, adaptation: Adaptation) -> int:
     """Bytes of everything that autograd saves in the forward pass of one row, weights apart."""
     model = GPT(config).to(dtype).train()
+    adaptation.shallow(config.n_layers).apply(model, quantize=False)
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[int, Tensor] = {}
 

@@ -11,8 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from chatbench.model.config import ModelConfig
+from chatbench.model.quantize import QuantizedLinear
 from chatbench.model.transformer import GPT
 from chatbench.train.objective import GlobalBatch
 
@@ -89,9 +91,27 @@ def peak_memory(device: torch.device) -> int:
     return largest if sys.platform == "darwin" else 1024 * largest
 
 
-def step_flops(config: ModelConfig, batch: GlobalBatch) -> float:
+def computed_share(model: GPT) -> float:
+    """Of the operations of products that `flops_per_token` counts, those that are computed: weights
+    that do not learn need no gradient, and what lies below the first that learns no backward
+    pass. An adapter's own small products are not counted."""
+    computed = whole = 0.0
+    passed = any(p.requires_grad for p in model.model.embed_tokens.parameters())
+    for part in (*model.model.layers, model.head):
+        passed |= any(p.requires_grad for p in part.parameters())
+        for module in part.modules():
+            if isinstance(module, nn.Linear | QuantizedLinear):
+                learns = any(p.requires_grad for p in module.parameters())
+                size = module.in_features * module.out_features
+                whole += 6.0 * size
+                computed += (2.0 + 2.0 * passed + 2.0 * learns) * size
+    return computed / whole
+
+
+def step_flops(config: ModelConfig, batch: GlobalBatch, share: float = 1.0) -> float:
     """Operations of the micro-batches that this process computes, as `flops_per_token` counts them:
-    the head for the rows that count alone, attention within documents alone."""
+    the head for the rows that count alone, attention within documents alone, and of all products
+    a `share`."""
     head = 6.0 * config.hidden_size * config.vocab_size
     body = flops_per_token(config, 0) - head
     score = 12.0 * config.n_layers * config.n_heads * config.head_dim
@@ -104,7 +124,8 @@ def step_flops(config: ModelConfig, batch: GlobalBatch) -> float:
             inside = part.packing.document >= 0
             # Position p sees p + 1 tokens; with the masked half that is 2p + 1.
             pairs = int((2 * part.packing.position + 1)[inside].sum())
-        total += body * part.ids.numel() + head * part.places.numel() + score * pairs
+        products = body * part.ids.numel() + head * part.places.numel()
+        total += share * products + score * pairs
     return total
 
 
@@ -115,13 +136,14 @@ class Meter:
         """Measures the peak for the device and the number format of the model's weights."""
         weight = model.model.embed_tokens.weight
         self._config = model.config
+        self._share = computed_share(model)
         self._device = weight.device
         self._peak = peak_flops(weight.dtype, weight.device)
         self._work = self._seconds = 0.0
 
     def count(self, batch: GlobalBatch, seconds: float) -> None:
         """A step over `batch` took so long."""
-        self._work += step_flops(self._config, batch)
+        self._work += step_flops(self._config, batch, self._share)
         self._seconds += seconds
 
     def readings(self) -> dict[str, float]:

@@ -118,7 +118,8 @@ class Monitor:
             if self._events is not None:
                 self._events.references(step, self._board.references)
         if self._block is None:
-            facts = [f"  step {step}", self._board.verdict(), *self._board.bits()]
+            board = self._board
+            facts = [f"  step {step}", board.verdict(), *board.reported(), *board.bits()]
             console.say(" · ".join(facts))
 
     def skipped(self, step: int, why: str, rows: tuple[int, int]) -> None:

@@ -107,8 +107,12 @@ class Objective(Protocol):
     def of_text(self) -> bool:
         """Whether the loss is that of text, to which an n-gram model is a measure."""
 
+    @property
+    def on_policy(self) -> bool:
+        """Whether batches hang on the weights, so that none can be made before its step."""
+
     def batch(self, step: int) -> GlobalBatch:
-        """The batch of a step, a function of the step alone."""
+        """The batch of a step, a function of the step alone, or of step and weights."""
 
     def loss(self, model: GPT, batch: Batch) -> Loss:
         """The summed loss of one micro-batch."""

@@ -141,7 +141,8 @@ def _newton_schulz(x: Tensor) -> Tensor:
 
 
 class Optimizers:
-    """The optimisers of one model, seen as one; also the keeper of the float32 masters.
+    """The optimisers of what learns of one model, seen as one; also the keeper of the float32
+    masters.
 
     When the model computes in bfloat16, its weights are copies of float32 masters that the
     optimisers own; gradients are summed in float32. Where parameters are spread over processes
@@ -154,10 +155,11 @@ class Optimizers:
     ) -> None:  # fmt: skip
         """Take a float32 model; its weights are turned into `dtype` here, unless spread. A step
         sees `batch_tokens` tokens, many when nobody says so."""
-        self._working = dict(sorted(model.named_parameters()))
+        everything = dict(sorted(model.named_parameters()))
+        self._working = {name: p for name, p in everything.items() if p.requires_grad}
         self._ranks: Ranks = ranks or Alone()
-        self._spread = any(hasattr(p, "to_local") for p in self._working.values())
-        narrow = any(p.dtype != dtype for p in self._working.values())
+        self._spread = any(hasattr(p, "to_local") for p in everything.values())
+        narrow = any(p.dtype != dtype for p in everything.values())
         self.copied = narrow and not self._spread
         self._folded = False
         self.masters: dict[str, nn.Parameter] = dict(self._working)
@@ -165,8 +167,8 @@ class Optimizers:
             self.masters = {n: nn.Parameter(_held(p.detach())) for n, p in self._working.items()}
         if self.copied:
             self.masters = {n: nn.Parameter(p.detach().clone()) for n, p in self._working.items()}
-            for working in self._working.values():
-                working.data = working.data.to(dtype)
+            for weight in everything.values():
+                weight.data = weight.data.to(dtype)
         self._masters_of: dict[Tensor, nn.Parameter] = {
             self._working[name]: master for name, master in self.masters.items()
         }
@@ -182,7 +184,7 @@ class Optimizers:
         hidden = {
             name
             for name, p in self.masters.items()
-            if p.ndim == 2 and "embed_" not in name and "lm_head" not in name
+            if p.ndim == 2 and not name.startswith(("lm_head", "score")) and "embed_" not in name
         }
         muon = hidden if settings.optimizer == "muon" else set()
         decayed = [p for n, p in self.masters.items() if n not in muon and n in hidden]
@@ -195,14 +197,15 @@ class Optimizers:
                 steps=steps,
             )  # fmt: skip
         share = settings.embedding_rate if muon else 1.0
-        yield torch.optim.AdamW(
-            [
-                {"params": group, "weight_decay": decay, "share": share}
-                for group, decay in ((decayed, settings.weight_decay), (others, 0.0))
-                if group
-            ],
-            lr=lr, betas=(settings.beta1, settings.beta2), eps=1e-8, fused=True,
-        )  # fmt: skip
+        groups = [
+            {"params": group, "weight_decay": decay, "share": share}
+            for group, decay in ((decayed, settings.weight_decay), (others, 0.0))
+            if group
+        ]
+        if groups:
+            yield torch.optim.AdamW(
+                groups, lr=lr, betas=(settings.beta1, settings.beta2), eps=1e-8, fused=True
+            )
 
     @torch.no_grad()
     def collect_gradients(self) -> None:

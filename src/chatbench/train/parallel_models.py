@@ -57,7 +57,10 @@ class Replicas:
 
     def loss(self, objective: Objective, model: GPT, optimizers: Optimizers) -> StepLoss:
         """The loss of a micro-batch, under torch's DDP."""
-        replica = DistributedDataParallel(_Step(model, objective), gradient_as_bucket_view=True)
+        # Buffers are quantised weights, which never change.
+        replica = DistributedDataParallel(
+            _Step(model, objective), gradient_as_bucket_view=True, broadcast_buffers=False
+        )
         # torch reads annotations of a hook and takes no quoted ones.
         replica.register_comm_hook(optimizers, lambda state, bucket: _summed(state, bucket))
 

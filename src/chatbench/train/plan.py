@@ -12,7 +12,9 @@ from chatbench.settings import ModelSettings, OptimSettings, PretrainSettings, T
 DEFAULT_PRETRAIN_MINUTES = 10.0
 DEFAULT_FINETUNE_EPOCHS = 3.0
 _ALIGNMENT = 64
-_STEPS_AN_EPOCH = 10
+# At least. A finetune on 23 thousand tokens got from 3.00 to 2.54 nats by twice as many steps, at
+# the same speed.
+_STEPS_AN_EPOCH = {"pretrain": 10, "finetune": 20}
 _RATE_TIMES_WIDTH = {"muon": 0.77, "adamw": 0.26}
 _RATE_BATCH = 2048
 _RATE_BOUNDS = (0.7, 3.0)
@@ -175,12 +177,15 @@ def make_plan(
     finetune: bool = False,
     default_minutes: float | None = None,
     default_epochs: float | None = None,
+    rate: float = 1.0,
 ) -> Plan:
-    """Lengths given in any unit become steps and minutes; the first reached ends the run."""
+    """Lengths given in any unit become steps and minutes; the first reached ends the run. `rate`:
+    the default learning rate as a multiple of the usual one."""
     rows = max(1, round((settings.batch_tokens or batch_tokens) / seq_len))
     if settings.batch_tokens is None:
         # A small set would otherwise be over after a handful of steps.
-        rows = min(rows, max(1, rows_per_epoch // _STEPS_AN_EPOCH))
+        wanted = _STEPS_AN_EPOCH["finetune" if finetune else "pretrain"]
+        rows = min(rows, max(1, rows_per_epoch // wanted))
     micro = min(rows, settings.micro_batch or max(1, 4096 // seq_len))
     minutes, epochs = settings.minutes, settings.epochs
     if settings.steps is None and settings.tokens is None and minutes is None and epochs is None:
@@ -197,7 +202,8 @@ def make_plan(
         rows_per_step=rows,
         micro_batch=micro,
         learning_rate=optim.learning_rate
-        or default_rate(
+        or rate
+        * default_rate(
             optim.optimizer, hidden_size, finetune=finetune, batch_tokens=rows * seq_len
         ),
         steps=steps,

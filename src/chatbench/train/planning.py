@@ -17,6 +17,7 @@ from chatbench.model.transformer import ModelConfig
 from chatbench.settings import OptimSettings, PretrainSettings, TrainSettings
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train import machine
+from chatbench.train.adapting import WHOLE, Adaptation
 from chatbench.train.budget import Amount, Choice, choose, parameters, shapes, warnings
 from chatbench.train.compiling import activation_bytes
 from chatbench.train.forecast import Difficulty
@@ -150,22 +151,25 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def costs(
-    config: ModelConfig, plan: Plan, optim: OptimSettings, device: torch.device, dtype: torch.dtype
-) -> Costs:
+    config: ModelConfig, plan: Plan, optim: OptimSettings, device: torch.device,
+    dtype: torch.dtype, adaptation: Adaptation = WHOLE,
+) -> Costs:  # fmt: skip
     """Measured where the shape is small enough for it, else reckoned."""
     muon = optim.optimizer == "muon"
     shape = config._replace(context=plan.seq_len)
     if _too_large(config):
         rate = _USUAL_SHARE * peak_flops(dtype, device)
-        update = update_flops(config) / rate if muon else 0.0
+        update = update_flops(config) / rate if muon and adaptation.is_whole else 0.0
         passes = flops_per_token(config, plan.seq_len) / rate
         timing = Timing(passes, update, few_share(optim))
         kept = Kept(activation_bytes(config, plan.seq_len, dtype), 0)
     else:
         rows = max(1, min(plan.micro_batch, 4096 // plan.seq_len))
-        timing = Probe(device, dtype, optim).timing(shape, rows, seconds=0.2)
-        kept = kept_by_a_row(shape, plan.seq_len, dtype)
-    memory = predict(config, plan.micro_batch, plan.seq_len, kept, dtype, muon=muon)
+        timing = Probe(device, dtype, optim, adaptation).timing(shape, rows, seconds=0.2)
+        kept = kept_by_a_row(shape, plan.seq_len, dtype, adaptation)
+    memory = predict(
+        config, plan.micro_batch, plan.seq_len, kept, dtype, muon=muon, adaptation=adaptation
+    )
     return Costs(timing, memory)
 
 
@@ -176,7 +180,7 @@ def _too_large(config: ModelConfig) -> bool:
 
 def fitting_micro_batch(
     config: ModelConfig, plan: Plan, train: TrainSettings, optim: OptimSettings,
-    device: torch.device, dtype: torch.dtype, *, measure: bool,
+    device: torch.device, dtype: torch.dtype, *, measure: bool, adaptation: Adaptation = WHOLE,
 ) -> int:  # fmt: skip
     """Rows at once: as given; else on a GPU as many as memory holds, and on a CPU those that
     compute fastest (with `measure`, otherwise the plan's) and fit."""
@@ -186,19 +190,22 @@ def fitting_micro_batch(
     shape = config._replace(context=plan.seq_len)
     free = free_memory(device)
     if device.type == "cuda" and not _too_large(config) and free is not None:
-        probe = Probe(device, dtype, optim)
+        probe = Probe(device, dtype, optim, adaptation)
         return fitting_rows(lambda count: probe.peak(shape, count), plan.rows_per_step, free)
     if measure and device.type == "cpu" and not _too_large(config):
-        probe = Probe(device, dtype, optim)
+        probe = Probe(device, dtype, optim, adaptation)
         seconds = min(_LONGEST_TRIAL, 60 * _LOOKING * (plan.minutes or 1.0))
         rows = best_micro_batch(probe.timing, shape, plan.rows_per_step, seconds)
     if free is None or rows == 1:
         return rows
     kept = Kept(activation_bytes(config, plan.seq_len, dtype), 0)
     muon = optim.optimizer == "muon"
-    return fitting_rows(
-        lambda count: predict(config, count, plan.seq_len, kept, dtype, muon=muon).peak, rows, free
-    )
+
+    def peak(count: int) -> int:
+        held = predict(config, count, plan.seq_len, kept, dtype, muon=muon, adaptation=adaptation)
+        return held.peak
+
+    return fitting_rows(peak, rows, free)
 
 
 def settled(plan: Plan, train: TrainSettings, cost: Costs, begun: float, ranks: int = 1) -> Plan:

@@ -14,6 +14,7 @@ import torch
 from chatbench.model.head import linear_cross_entropy
 from chatbench.model.transformer import GPT, ModelConfig, initialise
 from chatbench.settings import OptimSettings
+from chatbench.train.adapting import WHOLE, Adaptation
 from chatbench.train.meters import flops_per_token
 from chatbench.train.optimizer import Optimizers, is_few, newton_schulz_steps
 
@@ -43,12 +44,16 @@ Clock = Callable[[ModelConfig, int, float], Timing]
 
 
 class Probe:
-    """Times training steps on a device, in a number format, with an optimiser."""
+    """Times training steps on a device, in a number format, with an optimiser, of what learns."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, optim: OptimSettings) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, optim: OptimSettings,
+        adaptation: Adaptation = WHOLE,
+    ) -> None:  # fmt: skip
         self._device = device
         self._dtype = dtype
         self._optim = optim
+        self._adaptation = adaptation
 
     def timing(self, config: ModelConfig, rows: int, seconds: float = 0.5) -> Timing:
         """Of `config` on micro-batches of `rows` rows as long as its context, for about `seconds`
@@ -68,6 +73,7 @@ class Probe:
         with torch.random.fork_rng(devices=[]):
             model = GPT(small).to(self._device).train()
         initialise(model, 0)
+        self._adaptation.shallow(small.n_layers).apply(model)
         optimizers = Optimizers(model, self._optim, 1e-4, self._dtype)
         drawn = torch.Generator().manual_seed(0)
         ids = torch.randint(0, small.vocab_size, (rows, small.context), generator=drawn)

@@ -15,16 +15,23 @@ from chatbench import __version__, console
 from chatbench.corpus.shards import Corpus, open_corpus
 from chatbench.errors import DataError, UsageError
 from chatbench.model.device import dtype_name, pick_device, pick_dtype
-from chatbench.model.folder import open_model
+from chatbench.model.folder import OpenedModel, open_model, read_provenance
 from chatbench.model.transformer import GPT, ModelConfig, initialise
+from chatbench.report.making import leave_report
+from chatbench.runs import MARK, named
 from chatbench.settings import FinetuneSettings, PretrainSettings
 from chatbench.settings.base import replace
 from chatbench.text.chat_templates import has_template
+from chatbench.text.tags import known_after, known_in
 from chatbench.text.tokenizer import Tokenizer
+from chatbench.train.adapting import EVERYTHING, WHOLE, Adaptation, Learned, adaptation_of, begin
 from chatbench.train.batches import StreamRows
+from chatbench.train.classes import classes
 from chatbench.train.compiling import check_compiler
-from chatbench.train.dialogues import is_corpus, open_dialogues
+from chatbench.train.dialogues import is_corpus, open_dialogues, sources_of
 from chatbench.train.forecast import Difficulty, difficulty
+from chatbench.train.forgetting import Probe, probe_of
+from chatbench.train.labelled import open_labelled
 from chatbench.train.likelihood import Texts
 from chatbench.train.loop import Trainer
 from chatbench.train.material import Given, Material
@@ -45,16 +52,20 @@ from chatbench.train.planning import (
     tell_warnings,
     use_threads,
 )
+from chatbench.train.preference import preferences
+from chatbench.train.prompts import grpo
 from chatbench.train.references import References
 from chatbench.train.run import Run, RunSettings, open_run, patience_of
 from chatbench.train.samples import Prompt, chat_prompts, text_prompts
 from chatbench.train.summary import summary
 from chatbench.train.supervised import supervised
-from chatbench.train.table import show_plan
+from chatbench.train.table import keep_plan, show_plan
 
 _FINETUNE_BATCH_TOKENS = 4096
 # What a finetune learns from, by its objective.
-MATERIALS: dict[str, Callable[[Given], Material]] = {"sft": supervised}
+MATERIALS: dict[str, Callable[[Given], Material]] = {
+    "sft": supervised, "dpo": preferences, "grpo": grpo, "classify": classes,
+}  # fmt: skip
 
 
 def pretrain(settings: PretrainSettings, begun: float | None = None) -> Path | None:
@@ -83,9 +94,12 @@ def _pretrain(settings: PretrainSettings, begun: float, ranks: World) -> Path | 
             dtype = _number_format(run, settings, device)
             config = chosen_shape(settings, corpus, hard, device, dtype, begun)
         rows, held = (
-            StreamRows(split, config.context, corpus.tokenizer.end_of_text, settings.seed)
-            for split in (corpus.split("train"), corpus.split("val"))
-        )
+            StreamRows(
+                corpus.split(name), config.context, corpus.tokenizer.end_of_text, settings.seed,
+                tag_dropout=dropout,
+            )
+            for name, dropout in (("train", settings.tag_dropout), ("val", 0.0))
+        )  # fmt: skip
         material = Texts(rows, held, corpus.tokenizer)
         plan = ranks.first_says(
             lambda: _planned(
@@ -101,7 +115,7 @@ def _pretrain(settings: PretrainSettings, begun: float, ranks: World) -> Path | 
         initialise(model, settings.seed)
         return _train(
             run, settings, corpus, model.to(device), material,
-            text_prompts(settings.train.prompts, corpus), plan, ranks,
+            text_prompts(settings.train.prompts, corpus), plan, ranks, hard=hard,
         )  # fmt: skip
 
 
@@ -111,6 +125,8 @@ def finetune(settings: FinetuneSettings, begun: float | None = None) -> Path | N
     `begun` as in `pretrain`.
     """
     begun, settings = begun or time.monotonic(), replace(settings)
+    if settings.model.startswith(MARK):  # a resume must not find another
+        settings.model = str(named(settings.model, model=True, but=Path(settings.out)))
     with world(pick_device(settings.device), settings.train.parallel) as ranks:
         return _finetune(settings, begun, ranks)
 
@@ -127,30 +143,43 @@ def _finetune(settings: FinetuneSettings, begun: float, ranks: World) -> Path | 
             f"--seq-len {seq_len} is longer than the model's context of {model.config.context}",
             hint=f"use at most {model.config.context}",
         )
-    if settings.train_on == "assistant" and not is_corpus(settings.data):
+    classifies = settings.objective == "classify"
+    ready = all(is_corpus(source.place) for source in sources_of(settings.data))
+    if settings.train_on != "all" and not ready and not classifies:
         tokenizer.template  # noqa: B018  a model without one is refused before any work
+    adaptation = adaptation_of(settings)
+    learned = begin(adaptation, OpenedModel(model, tokenizer, base), settings)
     with _place(settings, ranks) as (run, place):
         if run is not None and run.finished:
             return run.path
         threads = use_threads(device)
         with led(settings, ranks):
             _number_format(run, settings, device)
-        corpus = open_dialogues(settings, tokenizer, base, place)
+        corpus = (
+            open_labelled(settings, tokenizer) if classifies
+            else open_dialogues(settings, tokenizer, base, place)
+        )  # fmt: skip
         ranks.compare({"the corpus": corpus.fingerprint})
         material = MATERIALS[settings.objective](Given(settings, corpus, model, seq_len, place))
         plan = ranks.first_says(
             lambda: _planned(
-                settings, model.config, material, device, threads, begun,
-                seq_len=seq_len, batch_tokens=_FINETUNE_BATCH_TOKENS, ranks=ranks.size,
+                settings, model.config._replace(labels=()), material, device, threads, begun,
+                seq_len=getattr(material, "row_len", seq_len), ranks=ranks.size,
+                batch_tokens=getattr(material, "batch_tokens", _FINETUNE_BATCH_TOKENS),
+                adaptation=adaptation, learns=adaptation.describe(model),
             ),
             Plan,
         )  # fmt: skip
         if run is None:
             return None
-        prompts = chat_prompts if has_template(corpus.tokenizer) else text_prompts
+        make = chat_prompts if has_template(corpus.tokenizer) else text_prompts
+        prompts = [] if classifies else make(settings.train.prompts, corpus)
+        probe = None if classifies else probe_of(
+            settings, corpus, base, place, model.config.context, plan.micro_batch, plan.eval_tokens
+        )  # fmt: skip
         return _train(
-            run, settings, corpus, model, material, prompts(settings.train.prompts, corpus), plan,
-            ranks, base=str(base),
+            run, settings, corpus, model, material, prompts, plan, ranks, base=str(base),
+            learned=learned, probe=probe,
         )  # fmt: skip
 
 
@@ -177,7 +206,8 @@ def _number_format(run: Run | None, settings: RunSettings, device: torch.device)
 def _planned(
     settings: RunSettings, config: ModelConfig, material: Material, device: torch.device,
     threads: str, begun: float, *, seq_len: int, batch_tokens: int, hard: Difficulty | None = None,
-    tokenizer: Tokenizer | None = None, ranks: int = 1,
+    tokenizer: Tokenizer | None = None, ranks: int = 1, adaptation: Adaptation = WHOLE,
+    learns: str = "",
 ) -> Plan:  # fmt: skip
     """The plan, told to people. What was measured for it is written into the settings."""
     if not material.count():
@@ -188,21 +218,25 @@ def _planned(
         train, settings.optim, seq_len=seq_len, batch_tokens=batch_tokens,
         rows_per_epoch=material.count(), hidden_size=config.hidden_size, finetune=not pretraining,
         default_minutes=DEFAULT_PRETRAIN_MINUTES if pretraining else None,
-        default_epochs=None if pretraining else DEFAULT_FINETUNE_EPOCHS,
+        default_epochs=(
+            None if pretraining else getattr(material, "epochs", DEFAULT_FINETUNE_EPOCHS)
+        ),
+        rate=adaptation.rate(settings.optim.optimizer) * getattr(material, "rate", 1.0),
     )  # fmt: skip
     micro = fitting_micro_batch(
-        config, plan, train, settings.optim, device, dtype, measure=plan.minutes is not None
-    )
+        config, plan, train, settings.optim, device, dtype, measure=plan.minutes is not None,
+        adaptation=adaptation,
+    )  # fmt: skip
     if micro != plan.micro_batch or plan.minutes is not None:
         # Where it was measured, also the usual one: a resume must not find another.
         train.micro_batch = micro
         plan = plan._replace(micro_batch=micro)
-    cost = costs(config, plan, settings.optim, device, dtype)
+    cost = costs(config, plan, settings.optim, device, dtype, adaptation)
     plan = settled(plan, train, cost, begun, ranks)._replace(begun=begun)
     with torch.device("meta"):
         total = GPT(config).parameter_count()
     place = ", ".join(word for word in (f"{settings.dtype} on {device.type}", threads) if word)
-    show_plan(plan, config, total, material.count(), place, cost, hard)
+    show_plan(plan, config, total, material.count(), place, cost, hard, learns)
     if hard is not None and tokenizer is not None:
         tell_warnings(config, plan, hard, tokenizer)
     return plan
@@ -211,11 +245,17 @@ def _planned(
 def _train(
     run: Run, settings: RunSettings, corpus: Corpus, model: GPT, material: Material,
     prompts: list[Prompt], plan: Plan, ranks: World, base: str | None = None,
+    learned: Learned = EVERYTHING, probe: Probe | None = None, hard: Difficulty | None = None,
 ) -> Path:  # fmt: skip
-    """The part that all training shares; `base` names the model that a finetune starts from."""
+    """The part that all training shares; `base` names the model that a finetune starts from, and
+    `learned` what there is to know when a part of it learns."""
     objective = material.objective(plan, ranks)
     device = model.model.embed_tokens.weight.device
-    restored = run.begin(settings, corpus.fingerprint, device, corpus.tokenizer.digest, ranks)
+    if probe is not None and ranks.first:
+        probe.begin(run.path, model)
+    restored = run.begin(
+        settings, corpus.fingerprint, device, corpus.tokenizer.digest, ranks, learned.base
+    )
     fitting = [prompt for prompt in prompts if len(prompt.ids) < model.config.context]
     if len(fitting) < len(prompts):
         console.notice(f"{len(prompts) - len(fitting)} sample prompts do not fit into the context")
@@ -225,9 +265,11 @@ def _train(
     trainer = Trainer(
         run.path, plan, settings.train, settings.optim, model, corpus.tokenizer, objective, fitting,
         _provenance(corpus, base), corpus.fingerprint, pick_dtype(settings.dtype, device),
-        patience=patience_of(settings), world=ranks,
+        patience=patience_of(settings), world=ranks, learned=learned,
     )  # fmt: skip
-    if restored is not None:
+    if restored is None and ranks.first:
+        keep_plan(run.path, plan, model.config, hard)
+    elif restored is not None:
         trainer.restore(restored)
         console.say(f"continuing from {restored.path}")
     references = None
@@ -235,13 +277,19 @@ def _train(
         held = list(objective.validation())
         references = References(run.path, corpus.split("train"), held, corpus.tokenizer)
     trainer.fit(references)
+    if probe is not None and ranks.first:
+        probe.end(run.path, device)
+    if ranks.first:
+        leave_report(run.path)
     for line in summary(run.path, finetuned=base is not None, ended=trainer.state):
         console.say(line)
     return run.path
 
 
 def _provenance(corpus: Corpus, base: str | None) -> dict[str, Any]:
-    """What a model folder says about where it came from."""
+    """What a model folder says about where it came from, and which tags it has learned."""
+    before = known_in(read_provenance(Path(base))) if base else {}
+    tags = known_after(before, corpus.tags())
     return {
         "version": __version__,
         "corpus": corpus.fingerprint,
@@ -250,4 +298,5 @@ def _provenance(corpus: Corpus, base: str | None) -> dict[str, Any]:
             for name in ("val_fraction", "test_fraction", "split_by", "near_threshold", "repair")
         },
         **({"base": base} if base else {}),
+        **({"tags": tags} if tags else {}),
     }

@@ -56,12 +56,13 @@ def patience_of(settings: RunSettings) -> int:
     """Validations without a better one that end a run, 0 = any number.
 
     Finetunes see few texts many times and overfit within minutes; pretraining gets best while its
-    rate falls, at the end, and was given that time on purpose.
+    rate falls, at the end, and was given that time on purpose. Rewards rise by fits and starts.
     """
     given = settings.train.patience
     if given is not None:
         return given
-    return _FINETUNE_PATIENCE if isinstance(settings, FinetuneSettings) else 0
+    imitates = isinstance(settings, FinetuneSettings) and settings.objective != "grpo"
+    return _FINETUNE_PATIENCE if imitates else 0
 
 
 class Run(NamedTuple):
@@ -80,12 +81,15 @@ class Run(NamedTuple):
 
     def begin(
         self, settings: RunSettings, fingerprint: str, device: torch.device, tokenizer: str = "",
-        world: World = SOLO,
+        world: World = SOLO, base: str = "",
     ) -> checkpoint.Restored | None:  # fmt: skip
-        """What `_begin` does, by the first process alone; all get what it found."""
+        """What `_begin` does, by the first process alone; all get what it found. `base`: digest of
+        the weights beside those that learn."""
         restored = None
         if world.first:
             restored = self._begin(settings, fingerprint, device, tokenizer)
+            if restored is not None:
+                self._check_base(settings, restored.state, base)
         settings.dtype = world.same(settings.dtype)
         state = world.same(restored and restored.state, checkpoint.TrainState | None)
         if state is None:
@@ -113,13 +117,30 @@ class Run(NamedTuple):
         recover(self.path / "checkpoints")
         restored = checkpoint.load_newest(self.path)
         if restored is not None:
-            self._check_data(settings.data, restored.state, fingerprint, tokenizer)
+            data = settings.data if isinstance(settings.data, str) else ", ".join(settings.data)
+            self._check_data(data, restored.state, fingerprint, tokenizer)
+            self._forgive(restored.state)
         if before is not None and asked(before.train) != asked(settings.train):
             # From now on this is what an unfinished run has to reach.
             write_file(stored, to_toml(settings).encode())
             shown = _differences(asked(before.train), asked(settings.train))
             notice(f"{shown}: the learning rate follows the new length from here on")
         return restored
+
+    def _forgive(self, state: checkpoint.TrainState) -> None:
+        """Whoever asks a run for more that stopped early wants it to go on: validations that were
+        not better count anew from where it ended."""
+        ended = read_manifest(self.path / "model")
+        if ended is not None and ended.info.get("trained") == state.step:
+            state.stale = 0
+
+    def _check_base(self, settings: RunSettings, state: checkpoint.TrainState, base: str) -> None:
+        if state.base != base:
+            raise IntegrityError(
+                f"{settings.model} is not the model that {self.path} began with: the digest of its "
+                f"weights is {base[:12]}, it was {state.base[:12]}",
+                hint="give the same model, or choose another --out",
+            )
 
     def _check_data(
         self, data: str, state: checkpoint.TrainState, fingerprint: str, tokenizer: str

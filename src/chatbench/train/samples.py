@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-import msgspec
-
 from chatbench.conversation import Message, parse_messages
 from chatbench.corpus.shards import Corpus
 from chatbench.engine.engine import Engine, Request
@@ -63,6 +61,4 @@ def text_prompts(given: list[str], corpus: Corpus) -> list[Prompt]:
 
 def _held_out_rows(corpus: Corpus, key: str) -> Iterator[dict[str, Any]]:
     """The first rows of the validation split that have this key."""
-    with open(corpus.folder / "val.jsonl", "rb") as handle:
-        rows = map(msgspec.json.decode, handle)
-        yield from islice((row for row in rows if key in row), _SAMPLES)
+    yield from islice((row for row in corpus.rows("val") if key in row), _SAMPLES)

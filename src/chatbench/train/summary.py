@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from chatbench import console
+from chatbench.model.labels import labels_of
+from chatbench.train.board import REPORTED
 from chatbench.train.checkpoint import TrainState
 from chatbench.train.references import read_references
 
@@ -42,6 +44,11 @@ def summary(run: Path, *, finetuned: bool, ended: TrainState | None = None) -> l
         reached.append(
             f"val {best['val_loss']:.3f} at step {best['step']:,}, best of {validations}"
         )
+        reached += [
+            f"{shown} {make(best[f'val_{name}'])}"
+            for name, (shown, make) in REPORTED.items()
+            if best.get(f"val_{name}") is not None
+        ]
     lines = [f"reached: {' · '.join(reached)}"] if reached else []
     if best is not None and "val_bits_per_byte" in best:
         lines.append(_held_against(best["val_bits_per_byte"], read_references(run)))
@@ -66,6 +73,8 @@ def _held_against(bits: float, references: dict[str, float]) -> str:
 
 def _next(run: Path, *, finetuned: bool) -> str:
     name = shlex.quote(str(run))
+    if labels_of(run):
+        return f"chatbench classify -m {name} TEXTS.csv · chatbench evaluate -m {name} -d TEST.csv"
     if finetuned:
         return f"chatbench chat -m {name}"
     return (

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from chatbench import console
 from chatbench.model.transformer import ModelConfig
+from chatbench.report.reading import PLAN
+from chatbench.storage import write_json
 from chatbench.train.budget import parameters
 from chatbench.train.forecast import Difficulty, forecast
 from chatbench.train.meters import flops_per_token
@@ -15,11 +19,13 @@ _LABEL = 12
 
 def show_plan(
     plan: Plan, config: ModelConfig, total: int, rows_per_epoch: int, place: str,
-    cost: Costs | None = None, hard: Difficulty | None = None,
+    cost: Costs | None = None, hard: Difficulty | None = None, learns: str = "",
 ) -> None:  # fmt: skip
     """What a person would ask. `total`: parameters; `place`: number format, device, threads;
-    `hard`: of what is predicted how well it will be known, pretraining alone."""
+    `hard`: of what is predicted how well it will be known, pretraining alone; `learns`: what does,
+    where it is not everything."""
     lines = [("model", _model(config, total)), ("run", _run(plan, rows_per_epoch, config))]
+    lines += [("learns", learns)] if learns else []
     lines.append(("batch", _batch(plan)))
     tokens = expected_tokens(plan)
     if cost is not None and tokens < float("inf"):
@@ -38,6 +44,22 @@ def show_plan(
         lines.append(("expected", _expected(config, tokens, hard)))
     for label, text in lines:
         console.say(f"{label + ':':<{_LABEL}}{text}")
+
+
+def keep_plan(run: Path, plan: Plan, config: ModelConfig, hard: Difficulty | None = None) -> None:
+    """plan.json of a run: what its report holds the outcome against. Raises EnvironmentFault."""
+    tokens = expected_tokens(plan)
+    known = {
+        "steps": plan.steps, "minutes": plan.minutes, "seconds": plan.seconds,
+        "learning_rate": plan.learning_rate, "seq_len": plan.seq_len,
+        "rows_per_step": plan.rows_per_step, "micro_batch": plan.micro_batch,
+    }  # fmt: skip
+    if tokens < float("inf"):
+        known["tokens"] = tokens
+        if hard is not None:
+            seen = forecast(hard, *parameters(config), tokens)
+            known |= {"bits": seen.bits, "bits_low": seen.low, "bits_high": seen.high}
+    write_json(run / PLAN, known)
 
 
 def _model(config: ModelConfig, total: int) -> str:

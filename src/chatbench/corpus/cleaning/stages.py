@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from chatbench import console
 from chatbench.corpus.document import Counts, Document, Dropped, Stage
 from chatbench.settings import PreprocessSettings
+from chatbench.text.tags import control_text, said
 
 
 def make_stages(
@@ -69,27 +70,22 @@ def drop_empty(documents: Sequence[Document]) -> tuple[list[Document | Dropped],
 def tagged(document: Document, columns: Sequence[str], dropout: float, digest: bytes) -> Document:
     """The document with its tag columns as control text, `style: formal` a line.
 
-    A column is left out with probability `dropout`, decided by content and column alone, so that
-    a model learns to do without (tag dropout).
+    A column is left out for good with probability `dropout`, decided by content and column alone.
     """
     import hashlib
 
     import msgspec
 
-    lines = []
+    kept = {}
     for column in columns:
-        value = tag_value(document, column)
-        if value is None:
-            continue
         chance = hashlib.sha256(digest + column.encode()).digest()[:8]
-        if int.from_bytes(chance, "big") >= dropout * 2**64:
-            lines.append(f"{column}: {value}")
-    return msgspec.structs.replace(document, control="\n".join(lines)) if lines else document
+        value = tag_value(document, column)
+        if value is not None and int.from_bytes(chance, "big") >= dropout * 2**64:
+            kept[column] = value
+    control = control_text(kept)
+    return msgspec.structs.replace(document, control=control) if control else document
 
 
 def tag_value(document: Document, column: str) -> str | None:
     """What a column says, on one line; None where it says nothing or is no plain value."""
-    value = document.meta.get(column)
-    if value is None or isinstance(value, dict | list):
-        return None
-    return " ".join(str(value).split()) or None
+    return said(document.meta.get(column))

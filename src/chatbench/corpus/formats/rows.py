@@ -109,6 +109,13 @@ def may_name_a_sender(mapping: Mapping[str, str], keys: Sequence[str]) -> bool:
     return mapping.keys() == {"assistant"} and not names_a_column(mapping, keys)
 
 
+def text_column(keys: Sequence[str]) -> str | None:
+    """The key under which rows with these keys hold what would be labelled."""
+    known = _known(tuple(keys))
+    parts = ("labelled text", "text", "prompt alone")
+    return next((known[part] for part in parts if part in known), None)
+
+
 def has_shape(keys: Sequence[str], mapping: Mapping[str, str] | None = None) -> bool:
     """Whether rows with these keys can be read."""
     try:

@@ -108,6 +108,11 @@ def read(source: Source) -> Iterator[Record]:
         yield row_record(row, where, mapping)
 
 
+def fields_of(source: Source, dialect: Dialect) -> Iterator[tuple[int, list[str]] | Failure]:
+    """The fields of every row, the header's among them, each with the number of its first line."""
+    yield from _Feed(source, dialect).rows()
+
+
 class _Feed:
     """Lines for the csv parser, so that rows know their lines, and a quote that is never closed
     costs one line instead of the rest of the file."""

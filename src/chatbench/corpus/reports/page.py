@@ -118,8 +118,8 @@ def data(text: str, longest: int = _LONGEST) -> Html:
     return Html(f"<bdi>{escape(cut(text, longest))}</bdi>")
 
 
-def document(title: str, head: str, sections: Sequence[Section], foot: str) -> str:
-    """The whole page; `head` and `foot` are finished HTML."""
+def document(title: str, head: str, sections: Sequence[Section], foot: str, style: str = "") -> str:
+    """The whole page; `head` and `foot` are finished HTML, `style` adds to the style sheet."""
     links = "".join(f'<a href="#{s.anchor}">{escape(s.title)}</a>\n' for s in sections)
     bodies = "".join(
         f'<section id="{s.anchor}">\n<h2>{escape(s.title)}</h2>\n{s.body}</section>\n'
@@ -128,7 +128,8 @@ def document(title: str, head: str, sections: Sequence[Section], foot: str) -> s
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        f"<title>{escape(cut(title, 120))}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(cut(title, 120))}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
+        "<body>\n"
         f'<header>\n{head}<nav aria-label="Sections">\n{links}</nav>\n</header>\n'
         f"<main>\n{bodies}</main>\n<footer>\n{foot}</footer>\n</body>\n</html>\n"
     )

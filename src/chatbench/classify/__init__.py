@@ -1,0 +1,1 @@
+"""Texts in, labels and confidences out."""
