@@ -58,7 +58,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_readme_has_blocks_to_run() -> None:
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 8
     assert sum(block.count("chatbench ") for block in BLOCKS) >= 20
 
 
@@ -106,17 +106,20 @@ def test_every_flag_the_readme_names_exists() -> None:
     from chatbench.config import leaves
     from chatbench.settings import (
         ChatSettings,
+        ClassifySettings,
         DemoSettings,
         EvaluateSettings,
         ExportSettings,
         FinetuneSettings,
         PreprocessSettings,
         PretrainSettings,
+        ReportSettings,
         ScreenSettings,
     )
 
     every = (ChatSettings, DemoSettings, EvaluateSettings, FinetuneSettings, PreprocessSettings,
-             PretrainSettings, ScreenSettings, ExportSettings)  # fmt: skip
+             PretrainSettings, ScreenSettings, ExportSettings, ClassifySettings,
+             ReportSettings)  # fmt: skip
     known = {"--set", "--config", "--print-config", "--help", "--version", "--kernels"}
     for settings in every:
         for leaf in leaves(settings):

@@ -23,7 +23,8 @@ from chatbench.storage import read_manifest, verify
 from chatbench.train.checkpoint import KIND, checkpoint_of, checkpoints_of, load_newest
 from chatbench.train.parts import Parts
 
-CLOCKS = ("state.json", "manifest.json", "timings.jsonl", "environment.json")
+CLOCKS = ("state.json", "manifest.json", "timings.jsonl", "environment.json", "plan.json",
+          "report.html")  # fmt: skip
 QUICK = [(1, "midst")]
 
 
