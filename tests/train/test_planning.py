@@ -222,8 +222,8 @@ def test_a_dry_run_tells_everything_and_writes_nothing(
     assert pretrain(settings) is None
     told = capsys.readouterr()
     assert told.out == ""
-    words = "layers ×|without the embedding|epochs|tokens a parameter|FLOPs|rows of|B at the peak"
-    for word in f"{words}|bits per byte|trigrams|0.1 minutes".split("|"):
+    words = "layers ×|without the embedding|epochs|tokens a parameter|FLOPs|rows of"
+    for word in f"{words}|B of tensors at the peak|bits per byte|trigrams|0.1 minutes".split("|"):
         assert word in told.err, word
     chats = write_jsonl(tmp_path / "chats.jsonl", sample_chats())
     before = everything_below(tmp_path)

@@ -103,7 +103,7 @@ def _batch(plan: Plan) -> str:
 def _memory(cost: Costs) -> str:
     count = console.format_count
     parts = ", ".join(f"{name} {count(size)}" for name, size in cost.memory._asdict().items())
-    return f"{count(cost.memory.peak)}B at the peak ({parts})"
+    return f"{count(cost.memory.peak)}B of tensors at the peak ({parts})"
 
 
 def _expected(config: ModelConfig, tokens: float, hard: Difficulty) -> str:
