@@ -83,6 +83,24 @@ def test_a_run_in_progress_tells_of_its_newest_checkpoint(
     assert (found["kind"], found["step"]) == ("checkpoint", 10)
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_that_trains_an_adapter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ended: bool
+) -> None:
+    run = tmp_path / "客服"
+    run.mkdir()
+    (run / "config.toml").write_text("")
+    adapter = {"peft_type": "LORA", "r": 8, "base_model_name_or_path": "小店/model"}
+    folder = run if ended else run / "checkpoints" / "step-00000003"
+    inner = folder / "model"
+    inner.mkdir(parents=True)
+    (inner / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
+    save_file({"a": np.zeros((8, 3), np.float32)}, inner / "adapter_model.safetensors")
+    found = told(run, capsys)
+    assert found["state"].startswith("finished" if ended else "not finished")
+    assert (found["rank"], found["base"], found["parameters"]) == (8, "小店/model", 24)
+
+
 def test_another_folder_of_ours_and_a_corpus(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

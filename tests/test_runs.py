@@ -121,8 +121,9 @@ def test_a_tag_belongs_to_one_run(here: Path, capsys: pytest.CaptureFixture[str]
     tag(Path("runs/old"), "prod", remove=True)
     with pytest.raises(UsageError, match="no run is called @prod"):
         named("@prod")
-    with pytest.raises(UsageError, match="runs/old has no tag prod"):
+    with pytest.raises(UsageError, match="runs/old has no tag prod") as refused:
         tag(Path("runs/old"), "prod", remove=True)
+    assert refused.value.hint == "it has none"
 
 
 def test_a_tag_goes_before_a_folder(here: Path) -> None:

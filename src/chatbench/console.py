@@ -111,7 +111,7 @@ def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
     grid = Table(title=visible(title) or None, title_justify="left", box=None, pad_edge=False)
     for position, header in enumerate(headers):
-        grid.add_column(header, justify="left" if position == 0 else "right", no_wrap=True)
+        grid.add_column(visible(header), justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*(visible(cell) for cell in row))
     people().print(grid)

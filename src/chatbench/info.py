@@ -107,7 +107,7 @@ def folder_facts(path: Path, manifest: Manifest | None) -> Facts:
 
 
 def _run_facts(path: Path, checkpoints: list[Path]) -> Facts:
-    finished = (path / "model" / "config.json").is_file()
+    finished = _holds_model(path / "model")
     facts: Facts = {
         "kind": "run",
         "folder": str(path),
@@ -115,11 +115,23 @@ def _run_facts(path: Path, checkpoints: list[Path]) -> Facts:
         "checkpoints": len(checkpoints),
     }
     if finished:
-        return facts | _model_facts(path / "model", read_manifest(path / "model"))
-    if checkpoints and (checkpoints[-1] / "model" / "config.json").is_file():
+        return facts | _learned_facts(path / "model", read_manifest(path / "model"))
+    if checkpoints and _holds_model(checkpoints[-1] / "model"):
         newest = checkpoints[-1]
-        return facts | _model_facts(newest / "model", read_manifest(newest))
+        return facts | _learned_facts(newest / "model", read_manifest(newest))
     return facts
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _learned_facts(folder: Path, manifest: Manifest | None) -> Facts:
+    """Facts of what a run has made, a model or an adapter."""
+    if not (folder / "adapter_config.json").is_file():
+        return _model_facts(folder, manifest)
+    step = None if manifest is None else manifest.info.get("step")
+    return _adapter_facts(folder) | {"step": step}
 
 
 def _model_facts(folder: Path, manifest: Manifest | None) -> Facts:

@@ -253,7 +253,8 @@ def tag(run: Path, name: str, *, remove: bool = False) -> None:
     mine = tags_of(run)
     if remove:
         if name not in mine:
-            raise UsageError(f"{run} has no tag {name}", hint=did_you_mean(name, mine) or None)
+            hint = did_you_mean(name, mine) if mine else "it has none"
+            raise UsageError(f"{run} has no tag {name}", hint=hint)
         write_json(run / TAGS, [tag for tag in mine if tag != name])
         return
     for other in find_runs():

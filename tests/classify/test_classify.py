@@ -174,6 +174,35 @@ def test_columns_are_found_or_named(run: Out) -> None:
     assert out.splitlines()[0] == "label,text,predicted_label,predicted_confidence"
 
 
+@pytest.mark.parametrize("head", ["id,text", '"text",id', "\ttext", "文本;编号", "编号,内容 a"])
+def test_names_of_columns_make_a_table_whatever_follows(run: Out, head: str) -> None:
+    """A pipe has often brought no row yet, or a broken one."""
+    mapping = {"text": "内容 a"} if "内容" in head else {}
+    part = next(mark for mark in ",;\t" if mark in head)
+    good, short, long = f"a{part}b", "一", f"a{part}b{part}c"
+    for rows in ([good], [short], [short, "", good], [good, long, good], [good, "", good]):
+        out, _, broken = run("\n".join([head, *rows, ""]).encode(), "stdin", mapping=mapping)
+        first, *answers = out.splitlines()
+        assert first == head.replace('"', "") + f"{part}label{part}confidence"
+        assert len(answers) == rows.count(good)
+        assert broken == rows.count(short) + rows.count(long)
+
+
+def test_a_table_is_one_before_its_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "stdin"
+    path.write_text("text,id\n", "utf-8")
+    assert open_table(path, ReadOptions()).form == "csv"
+
+
+@pytest.mark.parametrize(
+    "line", ["Text, please", "hello,world", "text me", "Well, text", "文本，好"]
+)
+def test_a_sentence_is_no_header(run: Out, line: str) -> None:
+    out, _, broken = run(f"{line}\nand more\n".encode(), "stdin")
+    assert not broken
+    assert [row.rsplit("\t", 1)[1] for row in out.splitlines()] == [line, "and more"]
+
+
 def test_names_that_are_taken_give_way() -> None:
     assert free(("label", "confidence"), ("text",)) == ["label", "confidence"]
     taken = ("label", "predicted_label")

@@ -20,7 +20,7 @@ from chatbench.evaluate.baselines import nearest_replies, ngram_sums
 from chatbench.evaluate.comparing import flips, matched
 from chatbench.evaluate.eliza import eliza
 from chatbench.evaluate.run import Evaluation, evaluate
-from chatbench.evaluate.showing import show, text_of
+from chatbench.evaluate.showing import aligned, show, text_of
 from chatbench.evaluate.slices import chosen_columns, columns_of
 from chatbench.evaluate.tasks import Question, facets_of, prompt_of
 from chatbench.evaluate.testset import open_test_set
@@ -124,6 +124,19 @@ def test_other_sampling_another_model_and_new_questions_are_answered_anew(
         evaluate(settings(reuse=str(tmp_path / "nowhere")))
 
 
+def test_replies_of_unknown_origin_are_told_of(
+    settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores"
+    evaluate(settings(out=str(out)))
+    evaluate(settings(reuse=str(out / "samples.jsonl")))
+    assert "does not say what made its replies" not in capsys.readouterr().err
+    (tmp_path / "loose").mkdir()
+    loose = shutil.copy(out / "samples.jsonl", tmp_path / "loose" / "samples.jsonl")
+    evaluate(settings(reuse=str(loose)))
+    assert "does not say what made its replies" in capsys.readouterr().err
+
+
 def test_damaged_replies_are_not_trusted(
     settings: Make, tmp_path: Path, counting: list[int]
 ) -> None:
@@ -158,6 +171,24 @@ def test_rows_without_a_reply_are_counted(
 
 
 # ---- parts
+
+
+def test_a_model_answers_rows_of_prompt_and_reference(settings: Make, tmp_path: Path) -> None:
+    chats = [("How are you?", "Fine, thanks."), ("茶热吗？", "很热。")]
+    forms = {
+        "plain": ([{"prompt": q, "completion": a} for q, a in chats], []),
+        "reference": ([{"prompt": q, "reference": a, "reply": "-"} for q, a in chats], []),
+        "query": ([{"query": q, "reference": a} for q, a in chats], []),
+        "named": ([{"问": q, "wanted": a} for q, a in chats], ["user=问", "assistant=wanted"]),
+    }
+    found = {
+        name: evaluate(settings(data=str(write(tmp_path / f"{name}.jsonl", rows)), map=mapping))
+        for name, (rows, mapping) in forms.items()
+    }
+    assert values(found["plain"])["chrf"] >= 0
+    assert found["plain"].scores[0].n > 0
+    assert all(each.scores == found["plain"].scores for each in found.values())
+    assert not any(each.failed for each in found.values())
 
 
 def test_by_turn_asks_every_reply(settings: Make, tmp_path: Path) -> None:
@@ -357,6 +388,9 @@ def test_baselines_that_do_not_fit_the_data_are_refused(settings: Make, tmp_path
     story.write_text("The tea is warm.\n" * 9, "utf-8")
     with pytest.raises(UsageError, match="has none"):
         evaluate(settings(data=str(story), baseline=["copy"]))
+    choice = write(tmp_path / "c.jsonl", [{"good": "It is warm.", "bad": "It are warm."}])
+    with pytest.raises(UsageError, match=r"another model$"):
+        evaluate(settings(data=str(choice), baseline=["copy"]))
 
 
 def test_another_evaluation_and_its_model_compare_alike(
@@ -378,6 +412,27 @@ def test_an_evaluation_of_other_questions_is_no_baseline(settings: Make, tmp_pat
     evaluate(settings(out=str(tmp_path / "one"), max_examples=1))
     with pytest.raises(DataError, match="lacks replies to 2 of 3"):
         evaluate(settings(baseline=[str(tmp_path / "one")]))
+
+
+def test_an_evaluation_of_other_texts_is_no_baseline(settings: Make, tmp_path: Path) -> None:
+    for name, text in (("one", "The tea is warm."), ("other", "今天的茶是热的，很好喝。")):
+        write(tmp_path / f"{name}.jsonl", [{"text": text}, {"text": "A cup, please."}])
+        evaluate(settings(data=str(tmp_path / f"{name}.jsonl"), out=str(tmp_path / name)))
+    with pytest.raises(DataError, match="not measured on the texts"):
+        evaluate(settings(data=str(tmp_path / "one.jsonl"), baseline=[str(tmp_path / "other")]))
+    same = evaluate(settings(data=str(tmp_path / "one.jsonl"), baseline=[str(tmp_path / "one")]))
+    assert {d.difference for d in same.baselines[0].differences} == {0.0}
+
+
+def test_a_baseline_does_not_reply_to_nothing(tmp_path: Path, base_run: Path) -> None:
+    rows = [
+        {"reply": "It is warm.", "reference": "It is warm.", "prompt": "How is the tea?"},
+        {"reply": "茶是热的。", "reference": "茶是热的。"},
+    ]
+    path = str(write(tmp_path / "replies.jsonl", rows))
+    for name in ("copy", "eliza", str(base_run)):
+        with pytest.raises(UsageError, match="1 of 2 replies"):
+            evaluate(EvaluateSettings(data=path, baseline=[name]))
 
 
 def test_full_weights_stand_beside_quantised_ones(settings: Make, base_run: Path) -> None:
@@ -414,6 +469,13 @@ def test_replies_are_matched_by_question_and_reference() -> None:
 
 
 # ---- what is shown
+
+
+def test_wide_characters_take_two_places_in_a_table() -> None:
+    rows = [["by 店铺", "n"], ["tea", "1"], ["北京总店", "12"]]
+    assert aligned(rows, left={0}) == ["by 店铺    n", "tea        1", "北京总店  12"]
+    assert aligned(rows, left=set()) == [" by 店铺   n", "     tea   1", "北京总店  12"]
+    assert aligned([], left={0}) == []
 
 
 def test_text_of_models_and_data_is_made_visible(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def write_evaluation(folder: Path, **more: Any) -> Path:
             "calibration": [{"rows": 9, "confidence": 0.55, "accuracy": 0.44},
                             {"rows": 31, "confidence": 0.93, "accuracy": 0.9}],
         },
-        "advice": [{"finding": "Replies are short.", "why": "Length ratio 0.41.",
+        "advice": [{"finding": "replies are short", "why": "length ratio 0.41",
                     "command": "chatbench finetune -m runs/a -d more.jsonl -o runs/b"}],
         **more,
     }  # fmt: skip

@@ -15,12 +15,13 @@ from chatbench.errors import IntegrityError
 from chatbench.report.curves import COLOURS, Level, Line, curves
 from chatbench.report.evaluation import read_evaluation, worst
 from chatbench.report.evaluation_page import render_evaluation
-from chatbench.report.facts import differences, essentials
+from chatbench.report.facts import differences, essentials, story
 from chatbench.report.figures import Bin, calibration, confusion
 from chatbench.report.making import _Found, _render
 from chatbench.report.overlay import overlay
 from chatbench.report.reading import between, lineage, read_run
 from chatbench.report.run_page import evenly, render_run
+from chatbench.report.terminal import show_runs
 
 
 def lines_drawn(page: str) -> set[str]:
@@ -159,6 +160,21 @@ def test_kinds_differ_only_in_what_both_have(tmp_path: Path) -> None:
     assert not any(key.startswith(("lora.", "model.")) for key in rows)
 
 
+def test_names_of_runs_do_nothing_to_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_runs([read_run(write_run(tmp_path / "a\u202eb\x1b[2J"))])
+    said = capsys.readouterr().err
+    assert "\\u202e" in said
+    assert not {"\u202e", "\x1b"} & {*said}
+
+
+def test_a_classifier_is_called_one(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", base="runs/base"))
+    assert ", trained to classify from runs/base on " in story(run._replace(kind="classify"))
+    assert ", trained by DPO from runs/base on " in story(run._replace(kind="dpo"))
+
+
 # ---- an evaluation
 
 
@@ -168,8 +184,9 @@ def test_the_page_of_an_evaluation_shows_all_there_is(tmp_path: Path) -> None:
     for told in (
         "runs/小店", "61.50", "55.25 to 66.00", "each-token-once", "tag.语气", "随意", "bm25",
         "48.50", "+13.000", "6.500 to 19.50", "0.002", "At nine.", "不知道", "card lost",
-        "贷款 taken for other: 3", "Replies are short.", "chatbench finetune -m runs/a",
-        "required is >= 70", "Tea & <i>paper</i>", "1 failed", "78.6 %",
+        "贷款 taken for other: 3", "replies are short: length ratio 0.41",
+        "chatbench finetune -m runs/a", "more colour", "required is >= 70",
+        "Tea & <i>paper</i>", "1 failed", "78.6 %",
     ):  # fmt: skip
         assert told in words, told
     assert "茶叶卖八元" not in words  # right, so none of the worst
@@ -261,6 +278,15 @@ def test_a_chart_without_points_is_nothing() -> None:
     assert curves("Loss", [Line("a", [])], 920, x_name="steps") == ""
     assert confusion([], [], 920) == ""
     assert calibration([], 920) == ""
+
+
+def test_numbers_of_an_axis_begin_within_the_picture() -> None:
+    drawn = curves("bytes", [Line("a", [(1.0, 3.8e8), (2.0, 4.4e8)])], 320, x_name="n")
+    numbers = re.findall(r'class="tick" x="([\d.]+)" y="[\d.]+" text-anchor="end">(\d+M)<', drawn)
+    assert len(numbers) > 1
+    for x, words in numbers:
+        # Widths of DejaVu Sans, among the broadest there are, at 13 px.
+        assert float(x) >= 13 * (0.636 * (len(words) - 1) + 0.863)
 
 
 def test_levels_and_single_points_are_drawn() -> None:

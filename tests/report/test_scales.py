@@ -7,7 +7,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chatbench.report.curves import apart
@@ -59,6 +59,8 @@ def test_logarithmic_ticks_are_few_and_inside(values: list[float], most: int) ->
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=20), st.floats(0, 0.2), st.booleans())
+@example([1.0, 5e-324], 0.125, True)
+@example([1e200, 1.0], 0.1, True)
 def test_a_scale_holds_every_value_in_order(values: list[float], room: float, log: bool) -> None:
     scale = scale_for(values, log=log, room=room)
     assert scale.low < scale.high

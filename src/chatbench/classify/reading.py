@@ -5,6 +5,7 @@ Nothing waits for more input than a row needs, so that in a pipe labels follow t
 
 from __future__ import annotations
 
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from chatbench.corpus.sources.encodings import check_encoding, detect, sample
 from chatbench.errors import DataError, UsageError
 
 FORMS = ("auto", "csv", "jsonl", "text")
+_NAME = re.compile(r"(?:\w(?:[\w .:#/()-]*[\w.:#/()-])?)?")
 
 
 class Row(NamedTuple):
@@ -141,9 +143,22 @@ def _form(head: bytes, text: str, name: str, options: ReadOptions) -> str:
     if jsonlines.matches(head, text, name, options) or _is_object(text.split("\n", 1)[0]):
         return "jsonl"
     ended = text if text.endswith("\n") else f"{text}\n"
-    if not name.endswith(".txt") and tables.matches(head, ended, name, options):
-        return "csv"
-    return "text"
+    if name.endswith(".txt"):
+        return "text"
+    is_table = tables.matches(head, ended, name, options) or _begins_with_names(ended, options)
+    return "csv" if is_table else "text"
+
+
+def _begins_with_names(text: str, options: ReadOptions) -> bool:
+    """Whether the first line is names of columns and nothing else, that of the text among them.
+
+    Rows of another width are broken rows then, and a pipe may still owe all of them.
+    """
+    dialect = tables.sniff_dialect(text, options)
+    if not dialect.has_header or len(dialect.columns) < 2:
+        return False
+    names = [name.strip("\"'") for name in text.splitlines()[0].split(dialect.delimiter)]
+    return all(map(_NAME.fullmatch, names)) and _wanted(dialect, options) in dialect.columns
 
 
 def _is_object(line: str) -> bool:
@@ -155,16 +170,21 @@ def _is_object(line: str) -> bool:
 
 def _column(dialect: Dialect, options: ReadOptions) -> int:
     """The place of the text among the fields. Raises UsageError."""
-    columns = dialect.columns
-    wanted = options.mapping.get("text", options.mapping.get("user"))
-    if wanted is None:
-        wanted = columns[0] if len(columns) == 1 else text_column(columns)
+    columns, wanted = dialect.columns, _wanted(dialect, options)
     if wanted not in columns:
         named = f"no column {wanted}" if wanted else "several columns"
         raise UsageError(
             f"the table has {named}: {', '.join(columns)}", hint="name it: --map text=COLUMN"
         )
     return columns.index(wanted)
+
+
+def _wanted(dialect: Dialect, options: ReadOptions) -> str | None:
+    """The column that --map names, else the only one or that with a known name."""
+    named = options.mapping.get("text", options.mapping.get("user"))
+    if named is not None:
+        return named
+    return dialect.columns[0] if len(dialect.columns) == 1 else text_column(dialect.columns)
 
 
 def _table_rows(

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from chatbench.errors import UsageError
+from chatbench import console
+from chatbench.errors import DataError, UsageError
 from chatbench.evaluate.baselines import SIMPLE, ngram_sums, simple_replies
 from chatbench.evaluate.comparing import Beside, beside, flips, matched
 from chatbench.evaluate.findings import Findings, ask, judge, scored_texts
 from chatbench.evaluate.saved import is_evaluation, read_evaluation
-from chatbench.evaluate.tasks import Question, judged, likelihood_measured, reach_of
+from chatbench.evaluate.tasks import judged, likelihood_measured, reach_of
 from chatbench.evaluate.testset import open_test_set
 from chatbench.evaluate.training import Training
 from chatbench.model.device import pick_device
@@ -51,11 +52,24 @@ def _simple(
     if found.right is not None or not found.questions:
         raise UsageError(
             f"--baseline {name} replies to questions, and {settings.data} has none",
-            hint="compare with ngram or another model",
+            hint="compare with another model"
+            + ("" if found.right is not None else ", or with ngram"),
         )
     replies = simple_replies(name, found.questions, training)
     assert replies is not None
+    _require_asked(name, settings, found)
     return _replies_beside(name, settings, found, replies)
+
+
+def _require_asked(name: str, settings: EvaluateSettings, found: Findings) -> None:
+    # A reply to nothing would be an empty one, and every figure beside it flattering.
+    silent = sum(not question.messages for question in found.questions)
+    if silent:
+        raise UsageError(
+            f"--baseline {name} replies to questions, and {silent} of {len(found.questions)} "
+            f"replies in {settings.data} stand without one",
+            hint="give every row a prompt or messages, or compare with a file of replies",
+        )
 
 
 def _replies_beside(
@@ -69,7 +83,7 @@ def _replies_beside(
 
 
 def _evaluated(name: str, settings: EvaluateSettings, found: Findings) -> Beside:
-    """An evaluation's folder, or a file of replies."""
+    """An evaluation's folder, or a file of replies. Raises DataError for those of other data."""
     if found.right is not None:
         raise UsageError(
             f"{name} keeps replies, and {settings.data} is of choices",
@@ -79,6 +93,15 @@ def _evaluated(name: str, settings: EvaluateSettings, found: Findings) -> Beside
     replies: list[str] = []
     if found.questions:
         replies = matched(found.questions, theirs.questions, theirs.replies, name)
+    if found.sums and [s.text_bytes for s in sums] != [s.text_bytes for s in found.sums]:
+        if not found.questions:
+            raise DataError(
+                f"{name} was not measured on the texts of {settings.data}",
+                hint="evaluate both on the same data",
+            )
+        if sums:
+            console.notice(f"{name} was measured on other texts: only replies are compared")
+        sums = []
     likelihood = likelihood_measured(sums, f"from:{Path(name).name}") if sums else []
     return _replies_beside(name, settings, found, replies, _same_tokens(found, likelihood))
 
@@ -109,10 +132,8 @@ def _model(
         likelihood = likelihood_measured(sums, reach)
         if opened is not None and opened.tokenizer.digest != other.tokenizer.digest:
             likelihood = [m for m in likelihood if m.name != "perplexity"]
-    asked: list[Question] = [q for q in found.questions if q.messages]
+    _require_asked(name, settings, found)
     replies: list[str] = []
-    if asked and len(asked) == len(found.questions):
-        replies = [pair.reply for pair in ask(other, asked, plain, every=True).pairs]
-    if not replies and found.questions:
-        return beside(name, found.likelihood, likelihood, settings.seed)
+    if found.questions:
+        replies = [pair.reply for pair in ask(other, found.questions, plain, every=True).pairs]
     return _replies_beside(name, settings, found, replies, likelihood)

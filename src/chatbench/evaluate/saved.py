@@ -123,7 +123,9 @@ def _digest_noted(place: Path) -> str | None:
 
 def _require_same(place: Path, digest: str) -> None:
     noted = _digest_noted(place if place.is_dir() else place.parent)
-    if noted is not None and noted != digest:
+    if noted is None:
+        console.notice(f"{place} does not say what made its replies; they count as this model's")
+    elif noted != digest:
         raise UsageError(
             f"the replies in {place} were made by another model or with other sampling",
             hint="leave --reuse out, or judge them as they are: -d SAMPLES.jsonl without -m",

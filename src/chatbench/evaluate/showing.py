@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chatbench import console
+from chatbench.corpus.reports.summary import aligned as in_columns
 from chatbench.evaluate.classes import confused
 from chatbench.evaluate.comparing import Beside, Flip
 from chatbench.evaluate.run import Evaluation
@@ -55,17 +56,9 @@ def _score_row(score: Score) -> list[str]:
 
 
 def aligned(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:
-    """Cells in columns, right-aligned but for those in `left`."""
-    if not rows:
-        return []
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if k in left else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    """Cells in columns, right-aligned but for those in `left`; wide characters take two places."""
+    right = [place for place in range(len(rows[0]) if rows else 0) if place not in left]
+    return in_columns(rows, right, indent=0)
 
 
 def _slice_lines(by: str, slices: Sequence[Slice]) -> list[str]:

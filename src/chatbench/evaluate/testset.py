@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ from chatbench import console
 from chatbench.conversation import Message, parse_messages
 from chatbench.corpus.cleaning.stages import tagged
 from chatbench.corpus.document import Document, Failure
+from chatbench.corpus.formats import parse_map
+from chatbench.corpus.formats.rows import has_shape
 from chatbench.corpus.shards import open_corpus
 from chatbench.corpus.sources.blob import ReadOptions
 from chatbench.corpus.sources.inputs import find_inputs
@@ -92,11 +94,15 @@ def _asks_every_turn(settings: EvaluateSettings) -> bool:
     return "turn" in settings.by
 
 
-def read_documents(name: str) -> tuple[list[Document], int]:
+def read_documents(
+    name: str, mapping: Mapping[str, str] | None = None
+) -> tuple[list[Document], int]:
     """The readable records of a file or folder, and how many were not; those are told of.
+    `mapping`: part of a row → column, where that is not plain.
 
     Raises UsageError when there is no such file.
     """
+    options = msgspec.structs.replace(WHOLE, mapping=dict(mapping or {}))
     documents: list[Document] = []
     failed = 0
     inputs, unreadable = find_inputs([name], None)
@@ -104,7 +110,7 @@ def read_documents(name: str) -> tuple[list[Document], int]:
         failed += 1
         console.notice(f"{failure.source}: {failure.reason}: {failure.detail}")
     for found in inputs:
-        for record in read_path(found.path, found.name, WHOLE):
+        for record in read_path(found.path, found.name, options):
             if isinstance(record, Failure):
                 failed += 1
                 console.notice(f"{record.source}: {record.reason}: {record.detail}")
@@ -113,8 +119,17 @@ def read_documents(name: str) -> tuple[list[Document], int]:
     return documents, failed
 
 
+def _prompt_and_reference(row: dict[str, Any]) -> dict[str, str]:
+    """The columns of rows that hold a question and what a right reply would be."""
+    prompt = next((k for k in _PROMPTS if isinstance(row.get(k), str)), None)
+    if prompt is None or not isinstance(row.get("reference"), str) or has_shape(tuple(row)):
+        return {}
+    return {"user": prompt, "assistant": "reference"}
+
+
 def _from_files(settings: EvaluateSettings, opened: OpenedModel) -> TestSet:
-    documents, failed = read_documents(settings.data)
+    mapping = parse_map(settings.map) or _prompt_and_reference(first_row(settings.data))
+    documents, failed = read_documents(settings.data, mapping)
     columns = list(known_in(read_provenance(opened.folder)))
     documents = [tagged(document, columns, 0.0, b"") for document in documents]
     texts = [d.text for d in documents if d.messages is None and d.text]

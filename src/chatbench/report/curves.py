@@ -72,7 +72,7 @@ def curves(
     y = scale_for(values, log=wants_log(values, log_ratio), room=0.04)
     x = scale_for([0.0, *(x for line in lines for x, _ in line.points), *(at for at, _ in marks)])
     y_ticks = y.ticks(6)
-    left = max([width(written(tick)) for tick in y_ticks], default=1) * _LETTER + 10
+    left = max([width(written(tick)) for tick in y_ticks], default=1) * _LETTER + 14
     named = [*(line.label for line in lines), *(level.label for level in levels)]
     if named == [title]:
         named = []  # said already

@@ -205,7 +205,7 @@ def _bins(classes: dict[str, Any]) -> list[Bin]:
 def _advice(value: object) -> Iterator[tuple[str, str]]:
     """Words and the command to try."""
     for each in _objects(value):
-        says = " ".join(filter(None, (_words(each.get("finding")), _words(each.get("why")))))
+        says = ": ".join(filter(None, (_words(each.get("finding")), _words(each.get("why")))))
         if says:
             yield says, _words(each.get("command"))
 

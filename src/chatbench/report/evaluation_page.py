@@ -162,7 +162,7 @@ def _confusion(facts: EvaluationFacts) -> str:
     if facts.matrix is None:
         return ""
     labels, counts = facts.matrix
-    caption = "Rows are true labels, columns what was answered; the darker, the larger the share."
+    caption = "Rows are true labels, columns answers; the more colour, the larger the share."
     body = drawing(lambda size: confusion(labels, counts, size), caption)
     pairs = [
         (amount, labels[down], labels[across])

@@ -12,7 +12,7 @@ from chatbench.corpus.reports.charts import count
 from chatbench.report.reading import RunFacts, is_number, number
 from chatbench.settings import FinetuneSettings, PretrainSettings
 
-_KINDS = {"pretrain": "pretrained", "sft": "finetuned"}
+_KINDS = {"pretrain": "pretrained", "sft": "finetuned", "classify": "trained to classify"}
 # Where a run lies and on what it ran makes it no other experiment.
 NO_DIFFERENCE = frozenset(("out", "resume", "dry_run", "objective"))
 

@@ -71,7 +71,7 @@ def scale_for(values: Iterable[float], *, log: bool = False, room: float = 0.0) 
         # One value only: it gets the middle.
         half = abs(low) / 10 or 1.0
         return Scale(low - half, high + half)
-    if log and low > 0:
+    if log and _has_logarithms(low, high):
         factor = (high / low) ** room
         return Scale(low / factor, high * factor, True)
     free = (high - low) * room
@@ -82,7 +82,12 @@ def scale_for(values: Iterable[float], *, log: bool = False, room: float = 0.0) 
 def wants_log(values: Iterable[float], ratio: float) -> bool:
     """Whether positive values span more than `ratio`."""
     kept = [value for value in values if math.isfinite(value)]
-    return bool(kept) and min(kept) > 0 and max(kept) / min(kept) > ratio
+    return bool(kept) and _has_logarithms(min(kept), max(kept)) and max(kept) / min(kept) > ratio
+
+
+def _has_logarithms(low: float, high: float) -> bool:
+    """Whether quotients and roots of these stay far from where floats end."""
+    return low > 1e-100 and high < 1e100
 
 
 def written(value: float, digits: int = 9) -> str:
