@@ -149,7 +149,7 @@ def test_labels_keep_apart(wanted: list[float], gap: float) -> None:
     # Sums of at most twelve terms below 1,000: errors far below a thousandth of a pixel.
     assert all(b - a >= gap - 1e-9 for a, b in pairwise(places))
     if wanted:
-        assert places[0] >= 0
+        assert places[0] >= -1e-9
         assert places[-1] <= max(400, gap * (len(wanted) - 1)) + 1e-9
     if all(b - a >= gap for a, b in pairwise(wanted)):
         assert all(abs(a - b) <= 1e-9 for a, b in zip(places, wanted, strict=True))
