@@ -1,11 +1,12 @@
-"""Ranks, forked from one process for all tests, and the run of one that theirs must equal."""
+"""Ranks and forks, made by one process for all tests, and the run of one that theirs must equal."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,41 @@ import pytest
 from train.parallel_runs import Ranks, words
 
 
-@pytest.fixture(scope="session")
-def ranks() -> Iterator[Ranks]:
-    """Runs jobs as ranks.py describes them: `ranks(size, arguments, …)`; code, out, err of each."""
+@contextmanager
+def asked(program: str) -> Iterator[Callable[[dict[str, Any]], Any]]:
+    """A program of this folder that answers each line of JSON with one."""
     process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("ranks.py")],
+        [sys.executable, Path(__file__).with_name(program)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None
 
-    def ask(size: int, arguments: list[Any] | None = None, **job: Any) -> list[dict[str, Any]]:
-        job |= {"size": size, **({} if arguments is None else {"arguments": arguments})}
+    def ask(job: dict[str, Any]) -> Any:
         process.stdin.write(json.dumps(job) + "\n")  # type: ignore[union-attr]
         process.stdin.flush()  # type: ignore[union-attr]
-        replies: list[dict[str, Any]] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
-        return replies
+        return json.loads(process.stdout.readline())  # type: ignore[union-attr]
 
     yield ask
     process.stdin.close()
     process.wait()
     process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Runs jobs as ranks.py describes them: `ranks(size, arguments, …)`; code, out, err of each."""
+    with asked("ranks.py") as ask:
+        yield lambda size, arguments=None, **job: ask(
+            job | {"size": size} | ({} if arguments is None else {"arguments": arguments})
+        )
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Callable[..., dict[str, Any]]]:
+    """Runs the program in forks: `forks(arguments, signal=..., watch=...)` gives code and words."""
+    with asked("forks.py") as ask:
+        yield lambda arguments, **job: ask({"arguments": arguments, **job})
 
 
 @pytest.fixture(scope="session")

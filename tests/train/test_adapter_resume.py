@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +20,6 @@ KINDS = {
     "quantised": ["--lora-rank", "3", "--lora-dropout", "0.3", "--quantize", "int8"],
     "blocks": ["--train-layers", "1"],
 }
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    """As in test_resume: `forks(arguments, signal=..., watch=...)` gives code and words."""
-    process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("forks.py")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-
-    def ask(arguments: list[str], **job: Any) -> dict[str, Any]:
-        process.stdin.write(json.dumps({"arguments": arguments, **job}) + "\n")  # type: ignore[union-attr]
-        process.stdin.flush()  # type: ignore[union-attr]
-        reply: dict[str, Any] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
-        return reply
-
-    yield ask
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
 
 
 @pytest.fixture(scope="module")

@@ -26,28 +26,6 @@ Forks = Callable[..., dict[str, Any]]
 KILLS = 20
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    """Runs the program in forks: `forks(arguments, signal=..., watch=...)` gives code and words."""
-    process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("forks.py")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-
-    def ask(arguments: list[str], **job: Any) -> dict[str, Any]:
-        process.stdin.write(json.dumps({"arguments": arguments, **job}) + "\n")  # type: ignore[union-attr]
-        process.stdin.flush()  # type: ignore[union-attr]
-        reply: dict[str, Any] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
-        return reply
-
-    yield ask
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
-
-
 def words(corpus: Path, out: Path, *more: str) -> list[str]:
     """A run of 60 steps whose saves, validations and samples fall on different steps."""
     changes = (
