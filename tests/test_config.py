@@ -279,3 +279,44 @@ def test_two_settings_objects_share_no_list() -> None:
     one, other = (FinetuneSettings(model="m", data="d", out="o") for _ in range(2))
     one.train.prompts.append("x")
     assert other.train.prompts == []
+
+
+RECIPE = '[pretrain]\ndata = "corpus"\nout = "base"\n[pretrain.train]\nsteps = 3\n' \
+         '[finetune]\nmodel = "base"\ndata = ["a.jsonl", "b.jsonl"]\nout = "bot"\n'  # fmt: skip
+VERBS = ("preprocess", "pretrain", "finetune", "report")
+
+
+def test_a_file_with_a_table_for_each_verb_gives_each_verb_its_own(tmp_path: Path) -> None:
+    path = toml(tmp_path, RECIPE)
+    found = resolve(PretrainSettings, config_file=path, environ={}, verb="pretrain", verbs=VERBS)
+    assert (found.settings.out, found.settings.train.steps) == ("base", 3)
+    assert found.sources["train.steps"] == f"{path} [pretrain]"
+    tuned = resolve(
+        FinetuneSettings, config_file=path, environ={}, verb="finetune", verbs=VERBS,
+        flags={"out": "other"},
+    ).settings  # fmt: skip
+    assert (tuned.data, tuned.out, tuned.train.steps) == (["a.jsonl", "b.jsonl"], "other", None)
+
+
+def test_a_recipe_without_the_verbs_table_says_what_it_has(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as raised:
+        resolve(
+            PreprocessSettings, config_file=toml(tmp_path, RECIPE), environ={},
+            verb="preprocess", verbs=VERBS,
+        )  # fmt: skip
+    assert "no table [preprocess]" in str(raised.value)
+    assert "[pretrain], [finetune]" in str(raised.value.hint)
+
+
+def test_what_stands_beside_the_tables_of_verbs_is_not_passed_over(tmp_path: Path) -> None:
+    path = toml(tmp_path, "seed = 1\n" + RECIPE)
+    with pytest.raises(UsageError, match=r"unknown setting pretrain\.data"):
+        resolve(PretrainSettings, config_file=path, environ={}, verb="pretrain", verbs=VERBS)
+
+
+def test_a_setting_that_is_called_as_a_verb_stays_a_setting(tmp_path: Path) -> None:
+    path = toml(tmp_path, 'report = true\ninputs = []\nmodel = "m"\n')
+    found = resolve(
+        all_settings.ClassifySettings, config_file=path, environ={}, verb="classify", verbs=VERBS
+    )
+    assert found.settings.report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -93,8 +93,11 @@ def resolve(
     config_file: Path | None = None,
     overrides: list[str] | None = None,
     environ: Mapping[str, str] | None = None,
+    verb: str = "",
+    verbs: Collection[str] = (),
 ) -> Resolved[S]:
-    """Flag (or --set) over environment over file over default. Raises UsageError."""
+    """Flag (or --set) over environment over file over default; of a file with a table for each of
+    several `verbs`, the one of `verb`. Raises UsageError."""
     known = {leaf.key: leaf for leaf in leaves(settings_type)}
     values: dict[str, Any] = {}
     sources = dict.fromkeys(known, "default")
@@ -110,7 +113,8 @@ def resolve(
             sources[key] = source
 
     if config_file is not None:
-        take(_flatten(_read_toml(config_file), frozenset(known)), str(config_file))
+        tree, source = _table_of(verb, verbs, _read_toml(config_file), config_file)
+        take(_flatten(tree, frozenset(known)), source)
     take(_from_environment(known, os.environ if environ is None else environ), "environment")
     take(_from_overrides(known, overrides or []), "--set")
     take({key: value for key, value in (flags or {}).items() if value is not None}, "flag")
@@ -126,6 +130,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is a folder, not a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _table_of(
+    verb: str, verbs: Collection[str], tree: dict[str, Any], path: Path
+) -> tuple[dict[str, Any], str]:
+    """The settings of `verb` and where they stand: a recipe has a table for each verb it uses."""
+    if not tree or not all(key in verbs and isinstance(tree[key], dict) for key in tree):
+        return tree, str(path)
+    if verb not in tree:
+        held = ", ".join(f"[{name}]" for name in tree)
+        raise UsageError(f"{path} has no table [{verb}]", hint=f"it has {held}")
+    return tree[verb], f"{path} [{verb}]"
 
 
 def _flatten(

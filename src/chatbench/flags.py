@@ -73,8 +73,9 @@ def settings_command(
                 stored = Path(flags["out"], "config.toml")
                 config_file = stored if stored.is_file() else None
             resolved = resolve(
-                settings_type, flags=flags, config_file=config_file, overrides=overrides
-            )
+                settings_type, flags=flags, config_file=config_file, overrides=overrides,
+                verb=name, verbs=[str(other.name) for other in app.registered_commands],
+            )  # fmt: skip
             if print_config:
                 _print_config(resolved)
             else:
