@@ -17,6 +17,7 @@ CLOCKED = {"timings.jsonl", "environment.json", "state.json", "manifest.json", "
            "plan.json", "report.html"}  # fmt: skip
 KINDS = {
     "adapter": ["--lora-rank", "3", "--lora-dropout", "0.3"],
+    "tokens": ["--lora-rank", "3", "--lora-dropout", "0.3", "--template", "llama3"],
     "quantised": ["--lora-rank", "3", "--lora-dropout", "0.3", "--quantize", "int8"],
     "blocks": ["--train-layers", "1"],
 }
@@ -56,7 +57,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     whole, run = tmp_path / "whole", tmp_path / "run"
     done = forks(words(base_run, chats, whole, *KINDS[kind]))
     assert done["code"] == 0, done["err"]
-    assert "1 rows are computed at once" in done["err"]
+    assert "1 row is computed at once" in done["err"]
     for _ in range(6):
         lines = rng.randint(1, 15)
         killed = forks(

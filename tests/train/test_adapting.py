@@ -93,9 +93,6 @@ def test_the_command_line_has_them_under_their_usual_names(cli: Callable[..., An
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"quantize": "int8"}, "--quantize is of adapters.*--lora-rank"),
-        ({"lora": LoraSettings(dropout=0.1)}, "--lora-dropout is of adapters"),
-        ({"lora": LoraSettings(targets=["q_proj"])}, "--lora-targets is of adapters"),
         ({"lora": LoraSettings(rank=4), "train_layers": 2}, "exclude each other"),
         ({"train_layers": 0}, "nothing to learn but a classifier's head"),
     ],
@@ -132,6 +129,7 @@ def test_a_head_of_its_own_beside_the_trunk_always_learns(rng: random.Random) ->
 CASES = [
     Adaptation(lora=LoraConfig(4)), Adaptation(lora=LoraConfig(4), quantize="int8"),
     Adaptation(lora=LoraConfig(4), quantize="int4"), Adaptation(layers=1),
+    Adaptation(lora=LoraConfig(4), rows=(7, 60)),
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from chatbench.text.bpe_training import (
     load_word_counts,
     merge_word_counts,
 )
+from chatbench.text.new_tokens import with_new_tokens
 from chatbench.text.tokenizer import Tokenizer, open_tokenizer, train_from_counts
 from chatbench.text.tokenizer_files import TOKENIZER_FILE
 from chatbench.text.vocabulary import count_for, extend_tokenizer
@@ -86,11 +87,15 @@ def _training_texts(work: Path, number: int) -> Iterator[str]:
 
 def open_given(name: str, template: str | None = None, *, fetched: bool = False) -> Tokenizer:
     """The tokenizer of a corpus, run or model folder, of hf://owner/name, or a tokenizer.json;
-    `template` takes the place of its own chat template. What was `fetched` before is opened
-    without connecting.
+    `template` takes the place of its own chat template, with the control tokens it lacks for that.
+    What was `fetched` before is opened without connecting.
 
     Raises UsageError, IntegrityError, EnvironmentFault (no network).
     """
+    return with_new_tokens(_open_given(name, template, fetched=fetched))[0]
+
+
+def _open_given(name: str, template: str | None, *, fetched: bool) -> Tokenizer:
     hub = is_hub_name(name)
     place = fetch(name, weights=False, connect=not fetched) if hub else Path(name)
     if place.is_file() and place.name == TOKENIZER_FILE:

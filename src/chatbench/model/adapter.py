@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from chatbench.errors import UsageError
 from chatbench.model.quantize import QuantizedLinear
+from chatbench.model.rows import LEARNED, LearnedRows, fold_rows, learning_rows
 from chatbench.model.transformer import GPT
 
 Linear = nn.Linear | QuantizedLinear
@@ -214,12 +215,18 @@ def _targeted(layers: dict[str, Linear], targets: str | tuple[str, ...]) -> list
 
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A and B of every adapted layer by our names: "….q_proj.lora_A", "….q_proj.lora_B"."""
+    """A and B of every adapted layer by our names: "….q_proj.lora_A", "….q_proj.lora_B"; and the
+    rows that learn beside them, "….embed_tokens.learned_rows"; what is tied once."""
     found = {}
     for name, module in adapted(model):
         found[f"{name}.lora_A"] = module.lora_A.detach()
         found[f"{name}.lora_B"] = module.lora_B.detach()
-    return found
+    learned = {n: p.detach() for n, p in model.named_parameters() if n.endswith(f".{LEARNED}")}
+    return found | learned
+
+
+def _is_of_adapter(name: str) -> bool:
+    return name.rpartition(".")[2] in ("lora_A", "lora_B", LEARNED)
 
 
 def merge(model: nn.Module) -> None:
@@ -231,12 +238,17 @@ def merge(model: nn.Module) -> None:
         )
     for _, module in adapted(model):
         module.merge()
+    for _, rows in learning_rows(model):
+        rows.merge()
 
 
 def unmerge(model: nn.Module) -> None:
     """Take the adapter out again: the base weights have the bits they had before `merge`."""
     for _, module in adapted(model):
         module.unmerge()
+    # Last in, first out: tables that are one keep each other's bits.
+    for _, rows in reversed(list(learning_rows(model))):
+        rows.unmerge()
 
 
 def fold(model: GPT) -> None:
@@ -248,6 +260,7 @@ def fold(model: GPT) -> None:
     for name, module in list(adapted(model)):
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], module.base)
+    fold_rows(model)
     model.requires_grad_(True)
 
 
@@ -262,11 +275,12 @@ def merged_weights(model: GPT) -> dict[str, Tensor]:
             "quantised weights cannot be written as a model folder",
             hint="open the model without --quantize",
         )
-    wrapped = dict(adapted(model))
+    wrapped: dict[str, LoraLinear | LearnedRows]
+    wrapped = {**dict(adapted(model)), **dict(learning_rows(model))}
     found = {}
     for name, parameter in sorted(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
-        if owner in wrapped and leaf.startswith("lora_"):
+        if _is_of_adapter(name):
             continue
         layer = wrapped.get(owner.removesuffix(".base"))
         if layer is None:

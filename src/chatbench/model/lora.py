@@ -1,7 +1,6 @@
 """Adapters in PEFT's format, both ways: adapter_config.json and adapter_model.safetensors.
 
-The names inside are the hub's. Where a family's hub layout fuses layers that are apart here
-(GPT-2's c_attn holds queries, keys and values), one hub adapter is several of ours.
+New control tokens go with their adapter as the rows of embedding and head that they learned.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +29,20 @@ from chatbench.model.adapter import (
     put_adapter,
     unmerge,
 )
+from chatbench.model.adapter_file import (
+    RENAMED,
+    TABLES,
+    Pair,
+    hub_layers,
+    read_stored,
+    table_names,
+)
+from chatbench.model.adapter_tables import put_tables, read_tables
 from chatbench.model.finding import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NOTES
 from chatbench.model.reading import read_object, shown
+from chatbench.model.rows import LEARNED, learning_rows, put_rows, tables
 from chatbench.model.transformer import GPT, ModelConfig
-from chatbench.model.weights import Deferred, read_file, write_weights
+from chatbench.model.weights import Deferred, write_weights
 from chatbench.storage import write_json
 from chatbench.text.tokenizer import Tokenizer
 
@@ -44,6 +53,7 @@ __all__ = [
     "adapter_weights",
     "add_adapter",
     "fold",
+    "hub_layers",
     "load_adapter",
     "merge",
     "merged_weights",
@@ -53,32 +63,12 @@ __all__ = [
     "write_adapter",
 ]
 
-_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-# model_type → (path of the blocks, hub layer → ours in the order of the hub's rows, whether the
-# hub's weights lie as (K, N)). Families that are not here have our names.
-_RENAMED: dict[str, tuple[str, dict[str, tuple[str, ...]], bool]] = {
-    "gpt2": (
-        "transformer.h",
-        {
-            "attn.c_attn": _QKV,
-            "attn.c_proj": ("self_attn.o_proj",),
-            "mlp.c_fc": ("mlp.up_proj",),
-            "mlp.c_proj": ("mlp.down_proj",),
-        },
-        True,
-    ),
-}
-_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
-# PEFT repeats the output head beside its adapter.
-_BASE_KEY = re.compile(r"base_model\.model\.(.+)\.base_layer\.weight")
 _PLAIN_NAME = re.compile(r"\^?[\w.]+")
 _LARGEST_CONFIG = 1_000_000
 # Initialisations after which PEFT's adapter belongs to a changed base model.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _REFUSED = {
     "use_dora": "DoRA", "use_qalora": "QA-LoRA", "lora_bias": "biases on LoRA",
-    "modules_to_save": "whole trained modules (modules_to_save)",
-    "trainable_token_indices": "trained embedding rows (trainable_token_indices)",
 }  # fmt: skip
 # What changes no number, or is read here. Anything else that is set would change some.
 _KNOWN = frozenset({
@@ -87,7 +77,7 @@ _KNOWN = frozenset({
     "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_to_transform",
     "layers_pattern", "fan_in_fan_out", "init_lora_weights", "megatron_config", "megatron_core",
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
-    "runtime_config", "ensure_weight_tying",
+    "runtime_config", "ensure_weight_tying", "modules_to_save", "trainable_token_indices",
 })  # fmt: skip
 
 
@@ -99,34 +89,6 @@ class Base(NamedTuple):
     revision: str | None
     folder: Path
     digest: str
-
-
-class _Pair(NamedTuple):
-    a: Tensor
-    b: Tensor
-
-
-class _Stored(NamedTuple):
-    """A (r, K) and B (N, r) by hub layer, and the base weights (N, K) that stand beside them."""
-
-    pairs: dict[str, _Pair]
-    bases: dict[str, Tensor]
-
-
-def hub_layers(config: ModelConfig, names: list[str]) -> dict[str, tuple[str, ...]]:
-    """Hub name of every linear layer → our names it consists of, in the order of its rows.
-
-    `names` are our linear layers; the output head has the same name everywhere.
-    """
-    if config.model_type not in _RENAMED:
-        return {name: (name,) for name in names}
-    blocks, layers, _ = _RENAMED[config.model_type]
-    found: dict[str, tuple[str, ...]]
-    found = {name: (name,) for name in names if not name.startswith("model.layers.")}
-    for number in range(config.n_layers):
-        for hub, ours in layers.items():
-            found[f"{blocks}.{number}.{hub}"] = tuple(f"model.layers.{number}.{o}" for o in ours)
-    return found
 
 
 def read_adapter_config(folder: Path) -> tuple[LoraConfig, dict[str, Any]]:
@@ -148,6 +110,11 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, dict[str, Any]]:
         asked.append(f"trained biases (bias {shown(raw['bias'])})")
     if raw.get("init_lora_weights") not in _PLAIN_STARTS:
         asked.append(f"a base changed by init_lora_weights {shown(raw['init_lora_weights'])}")
+    saved = raw.get("modules_to_save") or []
+    if not (isinstance(saved, list) and TABLES.issuperset(map(str, saved))):
+        asked.append(f"whole trained modules (modules_to_save {shown(str(saved))})")
+    if not isinstance(raw.get("trainable_token_indices") or {}, list | dict):
+        asked.append("trainable_token_indices of an unknown form")
     if asked:
         raise IntegrityError(
             f"{path} asks for {asked[0]}, which chatbench does not compute",
@@ -171,7 +138,9 @@ def read_adapter_config(folder: Path) -> tuple[LoraConfig, dict[str, Any]]:
 
 
 def load_adapter(model: GPT, folder: Path) -> LoraConfig:
-    """Put the adapter of a PEFT folder beside the model's layers; only its matrices learn then.
+    """Put the adapter of a PEFT folder beside the model's layers; only its matrices learn then, and
+    its rows of embedding and head. Where it brings those whole, they replace the model's, which may
+    get more entries.
 
     Returns its shape, as `save_adapter` takes it. Raises IntegrityError when it is damaged, not
     supported, or belongs to another model.
@@ -179,7 +148,9 @@ def load_adapter(model: GPT, folder: Path) -> LoraConfig:
     config, raw = read_adapter_config(folder)
     layers = adaptable(model)
     fused = hub_layers(model.config, list(layers))
-    pairs, bases = _read_stored(folder / ADAPTER_WEIGHTS)
+    stored = read_stored(folder / ADAPTER_WEIGHTS)
+    pairs, bases = stored.pairs, stored.bases
+    brought = read_tables(model.config, stored, raw, folder)
     for hub, pair in pairs.items():
         if not all(name in layers for name in fused.get(hub, (hub,))):
             raise IntegrityError(
@@ -195,9 +166,9 @@ def load_adapter(model: GPT, folder: Path) -> LoraConfig:
                 f"the model wants {wanted[0]} and {wanted[1]}",
                 hint=_base_hint(raw),
             )
-    for hub, stored in bases.items():
+    for hub, other in bases.items():
         held = layers[hub].weight if hub in layers else None
-        if held is None or not torch.equal(stored.to(held), held):
+        if held is None or not torch.equal(other.to(held), held):
             raise IntegrityError(
                 f"{folder} brings weights of its own for {shown(hub)}, which differ from the"
                 " model's", hint=_base_hint(raw),
@@ -215,6 +186,7 @@ def load_adapter(model: GPT, folder: Path) -> LoraConfig:
             put_adapter(model, name, a, nn.Parameter(b.to(like, copy=True)), scale)
     for _, adapter in adapted(model):
         adapter.dropout = config.dropout
+    put_tables(model, brought)
     return config
 
 
@@ -242,40 +214,13 @@ def _pattern(patterns: Any, hub: str, default: Any) -> Any:
     return default
 
 
-def _read_stored(path: Path) -> _Stored:
-    """What an adapter's file holds. Raises IntegrityError."""
-    try:
-        weights = read_file(path).read()
-    except FileNotFoundError:
-        raise IntegrityError(
-            f"{path.parent} has no {path.name}", hint="other forms of adapters are not read"
-        ) from None
-    halves: dict[str, dict[str, Tensor]] = {}
-    bases: dict[str, Tensor] = {}
-    for key, weight in weights.items():
-        base = _BASE_KEY.fullmatch(key)
-        if base is not None:
-            bases[base[1]] = weight
-            continue
-        found = _KEY.fullmatch(key)
-        if found is None or weight.ndim != 2:
-            raise IntegrityError(f"{path} holds {shown(key)}, which chatbench does not compute")
-        halves.setdefault(found[1], {})[found[2]] = weight
-    for hub, half in halves.items():
-        if len(half) < 2:
-            raise IntegrityError(f"{path} lacks one of the two matrices of {shown(hub)}")
-    if not halves:
-        raise IntegrityError(f"{path} holds no adapter")
-    pairs = {hub: _Pair(half["A"], half["B"]) for hub, half in sorted(halves.items())}
-    return _Stored(pairs, bases)
-
-
 def write_adapter(
     folder: Path, config: ModelConfig, weights: Mapping[str, Tensor | Deferred],
     tokenizer: Tokenizer, provenance: dict[str, Any], *, lora: LoraConfig, base: Base,
+    rows: Sequence[int] = (),
 ) -> None:  # fmt: skip
-    """Fill a folder so that `open_model` and peft open the adapter `weights` (A and B by the names
-    of `adapter_weights`) on its base."""
+    """Fill a folder so that `open_model` and peft open the adapter `weights` (by the names of
+    `adapter_weights`) on its base. `rows`: ids of the embedding's rows that learned with it."""
     # A model without memory: what is written of one is its adapter.
     with torch.device("meta"):
         model = GPT(config)
@@ -283,6 +228,8 @@ def write_adapter(
     for name in sorted(n.removesuffix(".lora_A") for n in held if n.endswith(".lora_A")):
         a, b = (nn.Parameter(held[f"{name}.lora_{half}"].cpu()) for half in "AB")
         put_adapter(model, name, a, b, lora.scale())
+    for name in tables(model) if rows else ():
+        put_rows(model, name, rows, held[f"{name}.{LEARNED}"].cpu())
     save_adapter(folder, model, lora, base.name, base.revision)
     # The conversations it was trained on have the form that this tokenizer gives them.
     tokenizer.save(folder, config.context)
@@ -321,7 +268,9 @@ def save_adapter(
             alphas[hub] = alpha
         for which, matrix in zip("AB", pair, strict=True):
             tensors[f"base_model.model.{hub}.lora_{which}.weight"] = matrix.detach()
-    renamed = _RENAMED.get(model.config.model_type)
+    rows, indices = _learned_rows(model)
+    tensors |= rows
+    renamed = RENAMED.get(model.config.model_type)
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -338,13 +287,29 @@ def save_adapter(
         "fan_in_fan_out": renamed is not None and renamed[2],
         "init_lora_weights": True,
         "modules_to_save": None,
+        "trainable_token_indices": indices,
         "inference_mode": True,
     }
     write_json(folder / ADAPTER_CONFIG, settings)
     write_weights(folder, tensors, name=ADAPTER_WEIGHTS)
 
 
-def _fuse(parts: list[tuple[LoraLinear | None, int]]) -> tuple[_Pair, float]:
+def _learned_rows(model: GPT) -> tuple[dict[str, Tensor], list[int] | dict[str, list[int]] | None]:
+    """The rows that learn by PEFT's names, and its trainable_token_indices: a list where the head
+    is one with the embedding."""
+    hubs = {ours: hub for hub, ours in table_names(model.config).items()}
+    learned = {n: m for n, m in learning_rows(model) if n in tables(model)}
+    tensors = {
+        f"base_model.model.{hubs[name]}.token_adapter.trainable_tokens_delta":
+        module.learned_rows.detach() for name, module in learned.items()
+    }  # fmt: skip
+    ids = {hubs[name].rpartition(".")[2]: module.ids.tolist() for name, module in learned.items()}
+    if not ids:
+        return {}, None
+    return tensors, next(iter(ids.values())) if model.config.tie_embeddings else ids
+
+
+def _fuse(parts: list[tuple[LoraLinear | None, int]]) -> tuple[Pair, float]:
     """One adapter of the hub's layer from those of its parts (adapter or None, rows).
 
     Parts of one A keep it. Others are stacked: A one above the other, B as blocks, which is the
@@ -359,7 +324,7 @@ def _fuse(parts: list[tuple[LoraLinear | None, int]]) -> tuple[_Pair, float]:
             first.lora_B.new_zeros(rows, first.lora_A.shape[0]) if part is None else part.lora_B
             for part, rows in parts
         ]
-        return _Pair(first.lora_A.detach().clone(), torch.cat(bs)), scale
+        return Pair(first.lora_A.detach().clone(), torch.cat(bs)), scale
     a = torch.cat([part.lora_A for part in present])
     b = a.new_zeros(sum(rows for _, rows in parts), a.shape[0])
     row = column = 0
@@ -371,7 +336,7 @@ def _fuse(parts: list[tuple[LoraLinear | None, int]]) -> tuple[_Pair, float]:
             )
             column += rank
         row += rows
-    return _Pair(a, b), scale
+    return Pair(a, b), scale
 
 
 def _short_names(chosen: list[str], all_names: list[str]) -> list[str]:

@@ -13,11 +13,18 @@ from chatbench.text.template import CHAT_TEMPLATE, TURN_END, TURN_START, ChatML,
 if TYPE_CHECKING:
     from chatbench.text.tokenizer import Tokenizer
 
-__all__ = ["NAMES", "ChatTemplate", "choose_template", "has_template", "template_text"]
+__all__ = ["NAMES", "TOKENS", "ChatTemplate", "choose_template", "has_template", "template_text"]
 
 _FILE_LIMIT = 1 << 20
 
-_LLAMA3_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+# The control tokens that the templates known by name write; the last of them ends a reply.
+TOKENS: dict[str, tuple[str, ...]] = {
+    "chatml": (TURN_START, TURN_END),
+    "llama3": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "zephyr": ("</s>",),
+    "mistral": ("<s>", "</s>"),
+    "plain": (),
+}
 _LLAMA3 = """\
 {{- '<|begin_of_text|>' -}}
 {%- for message in messages -%}
@@ -125,13 +132,14 @@ def template_text(given: str, tokenizer: Tokenizer) -> str:
         raise UsageError(f"{given} is not a Jinja file in UTF-8: {error}") from error
 
 
-def _with_tokens(source: str, *tokens: str) -> Callable[[Tokenizer], str]:
+def _with_tokens(source: str, name: str) -> Callable[[Tokenizer], str]:
     def build(tokenizer: Tokenizer) -> str:
-        for token in tokens:
+        for token in TOKENS[name]:
             if token not in tokenizer.controls:
                 raise UsageError(
                     f"the tokenizer has no {token}, which this chat template writes",
-                    hint="give --template plain, which needs no such tokens",
+                    hint="give --template plain, which needs no such tokens; finetune with "
+                    f"--template {name} adds them",
                 )
         return source
 
@@ -154,10 +162,10 @@ def _literal(text: str) -> str:
 
 
 _BUILT: dict[str, Callable[[Tokenizer], str]] = {
-    "chatml": _with_tokens(CHAT_TEMPLATE, TURN_START, TURN_END),
-    "llama3": _with_tokens(_LLAMA3, *_LLAMA3_TOKENS),
-    "zephyr": _with_tokens(_ZEPHYR, "</s>"),
-    "mistral": _with_tokens(_MISTRAL, "<s>", "</s>"),
+    "chatml": _with_tokens(CHAT_TEMPLATE, "chatml"),
+    "llama3": _with_tokens(_LLAMA3, "llama3"),
+    "zephyr": _with_tokens(_ZEPHYR, "zephyr"),
+    "mistral": _with_tokens(_MISTRAL, "mistral"),
     "plain": _plain,
 }
 NAMES = tuple(_BUILT)

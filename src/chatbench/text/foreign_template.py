@@ -155,7 +155,7 @@ class Foreign:
     # Layouts of roles.
 
     def _plan(self, roles: tuple[str, ...]) -> Planned:
-        layout = self._layout(roles, opened=False)
+        layout = self.layout(roles, opened=False)
         return Planned(layout, self._borders(roles, layout))
 
     def _borders(self, roles: tuple[str, ...], layout: Layout) -> dict[int, Layout]:
@@ -173,19 +173,21 @@ class Foreign:
         return found
 
     def _prompt_layout(self, roles: tuple[str, ...]) -> Layout:
-        opened = self._layout(roles, opened=True)
-        closed = self._layout(roles, opened=False)
+        opened = self.layout(roles, opened=True)
+        closed = self.layout(roles, opened=False)
         if opened != closed:
             return opened
         # The template does not know of opened replies: what it writes before a reply opens it.
         # Blanks at its end stay with the reply, as they do in the tokens of words.
         try:
-            answered = self._layout((*roles, "assistant"), opened=False)
+            answered = self.layout((*roles, "assistant"), opened=False)
         except UsageError:
             return opened
         return closed.until(len(roles), answered) if closed.begins(answered) else opened
 
-    def _layout(self, roles: tuple[str, ...], *, opened: bool) -> Layout:
+    def layout(self, roles: tuple[str, ...], *, opened: bool) -> Layout:
+        """What the template writes around the contents of these turns; `opened` with the beginning
+        of a reply. Raises UsageError where it does not take them."""
         joined = self._joins_system and roles[:2] == ("system", "user")
         return self._cut(roles, opened=opened, joined=joined)
 

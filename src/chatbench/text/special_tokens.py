@@ -21,7 +21,7 @@ TURN_ENDS = (
 # Tokens that end a document: GPT-2 and Qwen; Llama 3; Gemma; SentencePiece; DeepSeek.
 DOCUMENT_ENDS = (END_OF_TEXT, "<|end_of_text|>", "<eos>", "</s>", "<｜end▁of▁sentence｜>")
 # Added tokens that are control tokens even where a file forgets to call them special.
-_MARKS = {
+KNOWN_MARKS = {
     *TURN_ENDS, *DOCUMENT_ENDS, TURN_START, "<|user|>", "<|assistant|>", "<|system|>",
     "<start_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "[INST]", "[/INST]",
 }  # fmt: skip
@@ -60,7 +60,7 @@ def find_special_tokens(
         token["content"]: token["id"]
         for token in added
         if native or token["special"] or token["content"] in template
-        or token["content"] in _MARKS or token["id"] in files.stop_ids
+        or token["content"] in KNOWN_MARKS or token["id"] in files.stop_ids
     }  # fmt: skip
     # What a vocabulary writes for characters it lacks comes from text.
     of_bytes = _ids_of_bytes(content, vocab)
@@ -70,9 +70,9 @@ def find_special_tokens(
     # transformers gives a config without eos_token_id the ids of Llama 2; in another vocabulary
     # they are plain text, so only control tokens are believed.
     stops |= set(files.stop_ids) & set(controls.values())
-    eos = files.token("eos_token")
-    if eos in controls:
-        stops.add(controls[eos])
+    # The second is ours, of templates whose turns end in a token that no family has.
+    ending = {files.token("eos_token"), files.token("eot_token")} & controls.keys()
+    stops |= {controls[name] for name in ending}
     end = controls[_document_end(controls, files)]
     return SpecialTokens(
         added,

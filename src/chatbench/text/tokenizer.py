@@ -63,10 +63,14 @@ class Tokenizer:
         if self._size > MOST_IDS:
             raise IntegrityError(f"the tokenizer numbers its entries up to {self._size - 1:,}")
         self._content = parse_backend(backend)
-        names = {token["content"] for token in self._content["added_tokens"]}
-        self.is_native = names.issuperset(CONTROL_TOKENS) and (
-            self.template_source in (None, CHAT_TEMPLATE, "chatml")
+        listed = self._content["added_tokens"]
+        names = {token["content"] for token in listed}
+        # In one of ours every added token controls. Under a ChatML that was given to a base from
+        # elsewhere some may be text, such as runs of spaces.
+        ours = self.template_source is None or (
+            self.template_source in (CHAT_TEMPLATE, "chatml") and all(t["special"] for t in listed)
         )
+        self.is_native = ours and names.issuperset(CONTROL_TOKENS)
         special = find_special_tokens(self._content, vocab, self.files, self.is_native)
         self._decoder = find_decoder(self._content)
         self._added = special.added

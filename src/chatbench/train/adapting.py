@@ -10,15 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from chatbench import console
 from chatbench.errors import UsageError
 from chatbench.hub import PREFIX, is_hub_name
 from chatbench.model.finding import find_base, weights_digest
 from chatbench.model.folder import OpenedModel, write_model
 from chatbench.model.lora import Base, LoraConfig, add_adapter, write_adapter
 from chatbench.model.quantize import quantize_model
+from chatbench.model.rows import learn_rows, start_rows
 from chatbench.model.transformer import GPT, ModelConfig
 from chatbench.model.weights import Deferred
 from chatbench.settings import FinetuneSettings
+from chatbench.text.new_tokens import with_new_tokens
 from chatbench.text.tokenizer import Tokenizer
 
 # Fills a model folder from config, weights, tokenizer and provenance, as `write_model` does.
@@ -27,7 +30,10 @@ Write = Callable[
 ]
 # Rates of an adapter's matrices, as multiples of those of weights in a finetune: found with rank 8
 # at width 128. Around AdamW's twice as much already diverges, Muon bears it.
-_RATE = {"muon": 20.0, "adamw": 24.0}
+ADAPTER_RATE = {"muon": 20.0, "adamw": 24.0}
+# Rates of new tokens' rows beside one, as multiples of those of an embedding in a finetune: better
+# than 1, 10 and 20 with Muon, on one base of width 256 that had hardly learned.
+ROWS_RATE = 4.0
 # Bytes of a frozen weight: int4 has two halves for each group of 32.
 _BYTES = {"int8": 1.0, "int4": 0.625}
 
@@ -49,12 +55,14 @@ EVERYTHING = Learned()
 
 class Adaptation(NamedTuple):
     """Which part learns. `layers`: only the last so many blocks and the norm after them;
-    `quantize`: bits of the weights beside an adapter."""
+    `quantize`: bits of the weights beside an adapter; `rows`: ids of new tokens, whose rows of
+    embedding and head learn with an adapter."""
 
     lora: LoraConfig | None = None
     layers: int | None = None
     quantize: str = "none"
     seed: int = 0
+    rows: tuple[int, ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -69,12 +77,14 @@ class Adaptation(NamedTuple):
             quantize_model(model, self.quantize, head=False)
         if self.lora is not None:
             add_adapter(model, self.lora, self.seed)
+            if self.rows:
+                learn_rows(model, self.rows)
         elif self.layers is not None:
             train_last(model, self.layers)
 
     def rate(self, optimizer: str) -> float:
         """The default rate as a multiple of that of a finetune of all weights."""
-        return 1.0 if self.lora is None else _RATE[optimizer]
+        return 1.0 if self.lora is None else ADAPTER_RATE[optimizer]
 
     def shallow(self, blocks: int) -> Adaptation:
         """The like for a model of `blocks` blocks, to be measured: something always learns."""
@@ -94,11 +104,12 @@ class Adaptation(NamedTuple):
             return ""
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if self.lora is None:
-            blocks = f"the last {self.layers} blocks and the norm"
+            blocks = f"the last {console.counted(self.layers or 0, 'block')} and the norm"
             what = blocks if self.layers else "the head alone"
         else:
             bits = "" if self.quantize == "none" else f" over weights in {self.quantize}"
-            what = f"an adapter of rank {self.lora.rank}{bits}"
+            new = f" and {console.counted(len(self.rows), 'new token')}" if self.rows else ""
+            what = f"an adapter of rank {self.lora.rank}{bits}{new}"
         return f"{what}, {learning:,} parameters"
 
 
@@ -109,15 +120,6 @@ def adaptation_of(settings: FinetuneSettings) -> Adaptation:
     """What the settings say. Raises UsageError when they do not go together."""
     lora = settings.lora
     if lora.rank is None:
-        said = [f"--{n}" for n, given in (
-            ("lora-alpha", lora.alpha), ("lora-dropout", lora.dropout),
-            ("lora-targets", lora.targets), ("rslora", lora.rslora),
-            ("quantize", settings.quantize != "none"),
-        ) if given]  # fmt: skip
-        if said:
-            raise UsageError(
-                f"{said[0]} is of adapters, and none is trained", hint="add --lora-rank 8"
-            )
         if settings.train_layers == 0 and settings.objective != "classify":
             raise UsageError(
                 "--train-layers 0 leaves nothing to learn but a classifier's head",
@@ -135,6 +137,30 @@ def adaptation_of(settings: FinetuneSettings) -> Adaptation:
         "all" if targets in ((), ("all",)) else targets, lora.rslora,
     )  # fmt: skip
     return Adaptation(config.check(), None, settings.quantize, settings.seed)
+
+
+def with_control_tokens(
+    opened: OpenedModel, adaptation: Adaptation, settings: FinetuneSettings
+) -> tuple[OpenedModel, Adaptation]:
+    """Give the model the control tokens that --template writes and it lacks, and say which.
+
+    Raises UsageError where their rows would not learn, and what reading the template raises.
+    """
+    model, before, folder = opened
+    tokenizer, fresh = with_new_tokens(before)
+    if not fresh:
+        return OpenedModel(model, tokenizer, folder), adaptation
+    if adaptation.layers is not None:
+        raise UsageError(
+            f"--template {settings.template} needs {console.counted(len(fresh), 'control token')} "
+            "that the model lacks, and with --train-layers nothing would learn them",
+            hint="use --lora-rank 8, or leave --train-layers out",
+        )
+    start_rows(model, fresh, before.vocab_size)
+    names = " ".join(name for name, number in tokenizer.controls.items() if number in fresh)
+    said = console.counted(len(fresh), "control token is", "control tokens are")
+    console.say(f"{said} new to the model: {console.visible(names)}")
+    return OpenedModel(model, tokenizer, folder), adaptation._replace(rows=fresh)
 
 
 def begin(adaptation: Adaptation, opened: OpenedModel, settings: FinetuneSettings) -> Learned:
@@ -159,7 +185,7 @@ def begin(adaptation: Adaptation, opened: OpenedModel, settings: FinetuneSetting
         write = partial(_write_whole, frozen)
     else:
         base = Base(*_known_as(settings.model, folder), folder, digest)
-        write = partial(write_adapter, lora=adaptation.lora, base=base)
+        write = partial(write_adapter, lora=adaptation.lora, base=base, rows=adaptation.rows)
     return Learned(write, digest, settings.seed)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from chatbench.model.head import linear_cross_entropy
 from chatbench.model.kernels.compiled import Linear
+from chatbench.model.rows import RowsHead
 from chatbench.model.transformer import GPT
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train.batches import Batches, Rows, held_out
@@ -48,7 +49,7 @@ class Likelihood:
         hidden = model(batch.ids, packing=batch.packing).flatten(0, 1)
         targets, weights = batch.targets.flatten(), batch.weights.flatten()
         head = model.lm_head
-        if type(head) in (nn.Linear, Linear):
+        if type(head) in (nn.Linear, Linear, RowsHead):
             # Only rows that count reach the head: on dialogues that is half of the largest product.
             loss = linear_cross_entropy(
                 hidden, head.weight, targets, weights, bias=head.bias, rows=batch.places

@@ -9,7 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from chatbench.model.rows import LEARNED
 from chatbench.settings import OptimSettings
+from chatbench.train.adapting import ADAPTER_RATE, ROWS_RATE
 
 # Quintic Newton-Schulz coefficients as published with Muon (Jordan et al. 2024).
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -187,8 +189,10 @@ class Optimizers:
             if p.ndim == 2 and not name.startswith(("lm_head", "score")) and "embed_" not in name
         }
         muon = hidden if settings.optimizer == "muon" else set()
+        new = {n for n in self.masters if n.endswith(f".{LEARNED}")}
         decayed = [p for n, p in self.masters.items() if n not in muon and n in hidden]
-        others = [p for n, p in self.masters.items() if n not in muon and n not in hidden]
+        others = [p for n, p in self.masters.items() if n not in muon | hidden | new]
+        rows = [p for n, p in self.masters.items() if n in new]
         if muon:
             yield Muon(
                 [p for n, p in self.masters.items() if n in muon],
@@ -197,11 +201,15 @@ class Optimizers:
                 steps=steps,
             )  # fmt: skip
         share = settings.embedding_rate if muon else 1.0
+        # Rows of new tokens are no matrices of an adapter, at whose rates they would diverge.
+        slow = share * ROWS_RATE / ADAPTER_RATE[settings.optimizer]
         groups = [
-            {"params": group, "weight_decay": decay, "share": share}
-            for group, decay in ((decayed, settings.weight_decay), (others, 0.0))
+            {"params": group, "weight_decay": decay, "share": rate}
+            for group, decay, rate in (
+                (decayed, settings.weight_decay, share), (others, 0.0, share), (rows, 0.0, slow)
+            )
             if group
-        ]
+        ]  # fmt: skip
         if groups:
             yield torch.optim.AdamW(
                 groups, lr=lr, betas=(settings.beta1, settings.beta2), eps=1e-8, fused=True

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from chatbench.model.adapter import adapted
 from chatbench.model.head import token_logprobs
 from chatbench.model.kernels.compiled import Linear
+from chatbench.model.rows import learning_rows
 from chatbench.model.transformer import GPT
 from chatbench.train.objective import Batch
 
@@ -113,6 +114,7 @@ class Start:
     def __init__(self, model: GPT) -> None:
         self._model = model
         self._layers = [layer for _, layer in adapted(model)]
+        self._rows = [table for _, table in learning_rows(model)]
         self._copy = None if self._layers else copy.deepcopy(model).requires_grad_(False)
 
     @contextmanager
@@ -125,7 +127,11 @@ class Start:
         try:
             for layer in self._layers:
                 layer.scale = 0.0
+            for table in self._rows:
+                table.bypassed = True
             yield self._model
         finally:
+            for table in self._rows:
+                table.bypassed = False
             for layer, scale in zip(self._layers, scales, strict=True):
                 layer.scale = scale
