@@ -7,6 +7,8 @@ import random
 
 import pytest
 import torch
+from tokenizers import AddedToken, decoders, models
+from tokenizers import Tokenizer as Backend
 
 from chatbench.chat.forms import Weighed
 from chatbench.conversation import Message
@@ -16,11 +18,12 @@ from chatbench.engine.classes import (
     HeadJudge,
     class_ids,
     judge_of,
-    last_states,
     shortened,
+    text_states,
 )
 from chatbench.engine.engine import Engine, Request
 from chatbench.errors import UsageError
+from chatbench.model.config import Pooling
 from chatbench.model.folder import OpenedModel, open_model
 from chatbench.model.transformer import GPT, ModelConfig, initialise
 from chatbench.settings import SamplingSettings
@@ -45,11 +48,12 @@ def opened(
     return opened
 
 
-@pytest.fixture
-def labelled(opened: OpenedModel) -> OpenedModel:
-    opened.model.become_classifier(LABELS)
+@pytest.fixture(params=[("last", True), ("mean", True), ("mean", False)])
+def labelled(opened: OpenedModel, request: pytest.FixtureRequest) -> OpenedModel:
+    pooling, causal = request.param
+    opened.model.become_classifier(LABELS, pooling, causal=causal)
     with torch.no_grad():
-        opened.model.score.weight.normal_()
+        opened.model.head.get_parameter("weight").normal_()
     return opened
 
 
@@ -68,12 +72,17 @@ def test_shortened_ids_are_a_beginning_and_an_end(rng: random.Random) -> None:
 
 def test_each_text_has_the_state_it_has_alone(opened: OpenedModel, rng: random.Random) -> None:
     sequences = [[rng.randrange(90) for _ in range(rng.randint(1, 40))] for _ in range(11)]
-    with torch.no_grad():
-        alone = torch.cat([opened.model(torch.tensor([ids]))[:, -1] for ids in sequences])
-    found = last_states(opened.model, sequences, rng.randint(1, 12))
-    # Float64; what differs is the order of some hundred additions of numbers of order one.
-    assert float((found - alone).abs().max()) < 1e-9
-    assert last_states(opened.model, [], 3).shape == (0, 32)
+    pooling: Pooling
+    for pooling, causal in (("last", True), ("mean", True), ("mean", False)):
+        if not causal:
+            opened.model.become_classifier(LABELS, pooling, causal=causal)
+        with torch.no_grad():
+            alone = [opened.model(torch.tensor([ids]))[0] for ids in sequences]
+        wanted = [states[-1] if pooling == "last" else states.mean(0) for states in alone]
+        found = text_states(opened.model, sequences, rng.randint(1, 12), pooling)
+        # Float64; what differs is the order of some hundred additions of numbers of order one.
+        assert float((found - torch.stack(wanted)).abs().max()) < 1e-9
+        assert text_states(opened.model, [], 3, pooling).shape == (0, 32)
 
 
 def test_a_head_judges_as_softmax_of_its_scores(labelled: OpenedModel, rng: random.Random) -> None:
@@ -85,8 +94,9 @@ def test_a_head_judges_as_softmax_of_its_scores(labelled: OpenedModel, rng: rand
         if len(ids) > 48:
             ids = ids[:12] + ids[-36:]
         with torch.no_grad():
-            state = labelled.model(torch.tensor([ids]))[0, -1]
-            scores = (labelled.model.score.weight @ state).tolist()
+            states = labelled.model(torch.tensor([ids]))[0]
+            state = states[-1] if labelled.model.config.pooling == "last" else states.mean(0)
+            scores = (labelled.model.head.get_parameter("weight") @ state).tolist()
         mass = [math.exp(score - max(scores)) for score in scores]
         assert row == pytest.approx([m / sum(mass) for m in mass], abs=1e-9)
     shuffled = rng.sample(range(len(TEXTS)), len(TEXTS))
@@ -99,6 +109,20 @@ def test_outer_white_space_does_not_count(tokenizer: Tokenizer) -> None:
     (bare, wide) = class_ids(tokenizer, ["a card", "\n a card \t"], 40)
     assert bare == wide
     assert not bare.cut
+
+
+def test_a_text_that_has_no_tokens_is_one_that_ends_at_once(labelled: OpenedModel) -> None:
+    """A vocabulary without bytes has nothing for a character that it never met."""
+    letters = {name: n for n, name in enumerate(("<|endoftext|>", "a", "b"))}
+    backend = Backend(models.BPE(letters, []))
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    tokenizer = Tokenizer(backend)
+    assert [read.ids for read in class_ids(tokenizer, ["茶", "a茶b", ""], 9)] == [[0], [1, 2], [0]]
+    judge = HeadJudge(labelled._replace(tokenizer=tokenizer), 2)
+    found = judge.probabilities(["茶", "a茶b", "ab"])
+    assert found.isfinite().all()
+    assert float((found[1] - found[2]).abs().max()) < 1e-9
 
 
 def test_choices_are_judged_as_a_chat_judges_them(opened: OpenedModel) -> None:

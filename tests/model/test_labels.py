@@ -13,8 +13,9 @@ import torch
 
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.model.architectures import ARCHITECTURES
+from chatbench.model.config import Pooling
 from chatbench.model.folder import open_model, read_config, stored_weights, write_model
-from chatbench.model.labels import labels_of, read_labels
+from chatbench.model.labels import labels_of, read_causal, read_labels, read_pooling
 from chatbench.model.transformer import GPT, ModelConfig
 from chatbench.storage import new_folder
 from chatbench.text.tokenizer import Tokenizer
@@ -93,6 +94,53 @@ def test_a_folder_gives_back_labels_and_weights(
     assert again.keys() == before.keys()
     assert all(torch.equal(again[key], before[key]) for key in before)
     assert not any("lm_head" in key for key in before)
+
+
+def test_what_a_head_sees_is_kept_with_it(
+    random_family: Family, random_model: Build, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    kept = []
+    pooling: Pooling
+    for pooling, causal in (("last", True), ("mean", True), ("mean", False)):
+        model = random_model(random_family("llama", vocab_size=tokenizer.vocab_size))
+        model.become_classifier(LABELS, pooling, causal=causal)
+        folder = written(tmp_path / f"{pooling} {causal}", model, tokenizer)
+        assert read_config(folder) == model.config
+        opened = open_model(folder, torch.device("cpu"), classifier=True).model
+        assert (opened.config.pooling, opened.config.causal) == (pooling, causal)
+        ids = torch.randint(tokenizer.vocab_size, (2, 9))
+        with torch.no_grad():
+            assert torch.equal(opened(ids), model(ids))
+            changed = torch.cat([ids[:, :-1], 1 - ids[:, -1:].clamp(max=1)], 1)
+            looks_ahead = not torch.allclose(opened(ids)[:, 0], opened(changed)[:, 0])
+        assert looks_ahead != causal
+        kept.append(json.loads((folder / "config.json").read_text("utf-8")))
+    # Folders from before there was a choice say nothing.
+    assert not {"classifier_pooling", "use_bidirectional_attention"} & kept[0].keys()
+    of_text = {**kept[2], "architectures": ["LlamaForCausalLM"]}
+    assert read_pooling(of_text) == "last"
+    assert read_causal(of_text)
+    for wrong in ("max", 3, None, ["mean"]):
+        with pytest.raises(IntegrityError, match="classifier_pooling"):
+            read_pooling({**kept[2], "classifier_pooling": wrong})
+    with pytest.raises(IntegrityError, match="true or false"):
+        read_causal({**kept[2], "use_bidirectional_attention": "vision"})
+    with pytest.raises(UsageError, match="reads both ways"):
+        model.config._replace(pooling="last").check()
+
+
+def test_transformers_says_that_it_does_not_know_a_head_on_the_mean(
+    random_family: Family, random_model: Build, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = random_model(random_family("llama", vocab_size=tokenizer.vocab_size))
+    model.become_classifier(LABELS, "mean")
+    folder = written(tmp_path / "model", model, tokenizer)
+    _, told = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert set(told["missing_keys"]) == {"score.weight"}
+    assert set(told["unexpected_keys"]) == {"score_of_mean.weight"}
 
 
 def test_a_classifier_is_not_opened_to_talk(

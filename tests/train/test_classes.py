@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from chatbench.corpus.labelled import Labelled
-from chatbench.engine.classes import last_states
-from chatbench.errors import DataError, UsageError
+from chatbench.engine.classes import text_states
+from chatbench.errors import DataError, IntegrityError, UsageError
 from chatbench.model.folder import labels_of, open_model
 from chatbench.model.transformer import GPT, ModelConfig, initialise
 from chatbench.settings import FinetuneSettings, LoraSettings, TrainSettings
+from chatbench.settings.heads import HeadSettings
 from chatbench.text.tokenizer import Tokenizer
 from chatbench.train.batches import Batches, collate
 from chatbench.train.classes import Classes, StateBatches, TextRows
@@ -33,10 +34,13 @@ LABELS = ("card", "退款", "3")
 SEQ_LEN = 24
 
 
-@pytest.fixture
-def model(rng: random.Random) -> GPT:
+@pytest.fixture(params=[("last", True), ("mean", True), ("mean", False)])
+def model(rng: random.Random, request: pytest.FixtureRequest) -> GPT:
     """A random classifier in float64."""
-    config = ModelConfig(60, 2, 16, 2, 1, 8, 24, SEQ_LEN, labels=LABELS)
+    pooling, causal = request.param
+    config = ModelConfig(
+        60, 2, 16, 2, 1, 8, 24, SEQ_LEN, labels=LABELS, pooling=pooling, causal=causal
+    )
     made = GPT(config).double()
     initialise(made, rng.randrange(1 << 30))
     with torch.no_grad():
@@ -52,11 +56,17 @@ def examples(rng: random.Random) -> Examples:
     return Examples(ids, labels, 0)
 
 
+def seen(model: GPT, ids: list[int]) -> Tensor:
+    """What the head sees of a text alone."""
+    states = model(torch.tensor([ids]))[0]
+    return states[-1] if model.config.pooling == "last" else states.mean(0)
+
+
 def by_hand(model: GPT, examples: Examples) -> Tensor:
     """The summed loss, text by text."""
     losses = []
     for ids, label in zip(examples.ids, examples.labels, strict=True):
-        scores = model.logits(model(torch.tensor([ids])))[0, -1]
+        scores = model.logits(seen(model, ids))
         losses.append(-scores.log_softmax(-1)[int(label)])
     return torch.stack(losses).sum()
 
@@ -101,14 +111,16 @@ def test_packed_texts_count_as_texts_alone(
 def test_states_of_a_frozen_trunk_count_as_their_texts(
     model: GPT, examples: Examples, rng: random.Random
 ) -> None:
-    states = last_states(model, examples.ids, rng.randint(1, 9)).clone()
+    pooling = model.config.pooling
+    states = text_states(model, examples.ids, rng.randint(1, 9), pooling).clone()
     wanted = by_hand(model, examples)
-    expected = gradients(model, wanted)["score.weight"]
+    head = f"{model.head_name}.weight"
+    expected = gradients(model, wanted)[head]
     count = len(examples.ids)
     source = StateBatches(states, examples.labels, count, rng.randint(1, count), rng.randrange(99))
     loss = summed(model, source.batch(0))
     close(loss, wanted)
-    close(gradients(model, loss)["score.weight"], expected)
+    close(gradients(model, loss)[head], expected)
 
 
 def test_an_epoch_of_states_has_every_text_once(examples: Examples, rng: random.Random) -> None:
@@ -137,8 +149,8 @@ def test_an_epoch_of_states_has_every_text_once(examples: Examples, rng: random.
 
 
 def test_a_new_head_knows_nothing(model: GPT, examples: Examples) -> None:
-    plain = GPT(model.config._replace(labels=())).double()
-    plain.become_classifier(LABELS)
+    plain = GPT(model.config._replace(labels=(), pooling="last", causal=True)).double()
+    plain.become_classifier(LABELS, model.config.pooling, causal=model.config.causal)
     batch = collate([TextRows(examples, SEQ_LEN, 0).row(0, 0)], True)
     loss = Classes(None, [], len(LABELS)).loss(plain, batch)  # type: ignore[arg-type]
     assert float(loss.total.detach()) / loss.weight == pytest.approx(
@@ -156,8 +168,7 @@ def test_validation_reports_accuracy_and_macro_f1(
         for part in Batches(rows, rows.count(), rng.randint(1, 3)).batch(0).parts:
             for name, value in objective.loss(model, part).metrics.items():
                 sums[name] += float(value)
-        given = [int(model.logits(model(torch.tensor([ids])))[0, -1].argmax())
-                 for ids in examples.ids]  # fmt: skip
+        given = [int(model.logits(seen(model, ids)).argmax()) for ids in examples.ids]
     wanted = examples.labels.tolist()
     scores = []
     for label in sorted({*given, *wanted}):
@@ -264,7 +275,8 @@ def test_a_classifier_is_learned_and_opened(
     opened = open_model(run, torch.device("cpu"), classifier=True)
     ids = [opened.tokenizer.encode(f"{said} 77") for both in WORDS.values() for said in both]
     with torch.no_grad():
-        found = opened.model.logits(last_states(opened.model, ids, 4)).argmax(-1).tolist()
+        states = text_states(opened.model, ids, 4, opened.model.config.pooling)
+        found = opened.model.logits(states).argmax(-1).tolist()
     assert found == [0, 0, 2, 2, 1, 1]
     rows = metrics(run)
     judged = [row for row in rows if "val_loss" in row]
@@ -281,7 +293,7 @@ def test_the_head_alone_leaves_the_trunk_as_it_is(
     run = finetune(settings(train_layers=0))
     assert run is not None
     before, after = (load_file(path / "model" / "model.safetensors") for path in (base_run, run))
-    head = after.pop("score.weight")
+    head = after.pop("score_of_mean.weight")
     assert head.shape == (3, 32)
     assert head.any()
     assert after.keys() == before.keys() - {"lm_head.weight"}
@@ -307,6 +319,21 @@ def test_a_finished_run_goes_on(settings: Callable[..., FinetuneSettings]) -> No
     again = finetune(settings(train={"steps": 6}, resume=True))
     assert again == run
     assert max(row["step"] for row in metrics(run)) == 6
+
+
+def test_a_run_from_before_there_was_a_choice_of_heads_keeps_its_own(
+    settings: Callable[..., FinetuneSettings],
+) -> None:
+    old = HeadSettings(pooling="last", token_dropout=0.0)
+    run = finetune(settings(train={"steps": 2}, head=old))
+    assert run is not None
+    file = run / "config.toml"
+    before, _, after = file.read_text("utf-8").partition("[head]")
+    file.write_text(before + after[after.index("\n[") :], "utf-8")
+    with pytest.raises(IntegrityError, match=r"head.pooling was 'last', now 'mean'"):
+        finetune(settings(train={"steps": 4}, resume=True))
+    assert finetune(settings(train={"steps": 4}, resume=True, head=old)) == run
+    assert max(row["step"] for row in metrics(run)) == 4
 
 
 def test_rows_that_cannot_be_used_are_told(
@@ -342,6 +369,8 @@ def test_what_cannot_be_meant_is_one_sentence(
         finetune(settings(data=[str(one), f"{one}:0.1"]))
     with pytest.raises(UsageError, match="--lora-rank"):
         finetune(settings(lora=LoraSettings(rank=4)))
+    with pytest.raises(UsageError, match="--template is of"):
+        finetune(settings(template="llama3"))
     with pytest.raises(UsageError, match="no part"):
         finetune(settings(map=["label=Absicht", "column=3"]))
 

@@ -13,7 +13,10 @@ from chatbench.conversation import Message
 from chatbench.engine.choosing import choice_logprobs, reply_ids
 from chatbench.engine.engine import Engine
 from chatbench.errors import UsageError
+from chatbench.model.attention import Packing
+from chatbench.model.config import Pooling
 from chatbench.model.folder import OpenedModel
+from chatbench.model.pooling import pooled
 from chatbench.model.transformer import GPT
 from chatbench.text.template import reply_prompt
 from chatbench.text.tokenizer import Tokenizer
@@ -51,18 +54,22 @@ def shortened(ids: Sequence[int], room: int) -> list[int]:
 
 def class_ids(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> Iterator[Read]:
     """What a head reads of each text, at most `room` ids: what other programs make of it by this
-    tokenizer alone. Outer white space does not count."""
+    tokenizer alone, or the end of a text where that is nothing. Outer white space does not count.
+    """
     end = (tokenizer.end_of_text,)
     # Nothing but its tokenizer tells transformers what to put before a text.
     prefix = [] if tokenizer.text_prefix == end else list(tokenizer.text_prefix)
     for ids in tokenizer.encode_batch([text.strip() for text in texts]):
         kept = shortened(ids, room - len(prefix))
-        yield Read([*prefix, *kept], len(kept) < len(ids))
+        # Some tokenizers have no token for a character that they never met.
+        yield Read([*prefix, *kept] or [*end], len(kept) < len(ids))
 
 
 @torch.no_grad()  # not in inference mode: what is kept of rotary positions serves training too
-def last_states(model: GPT, sequences: Sequence[Sequence[int]], batch_size: int) -> Tensor:
-    """The final norm's output (N, C) at the last id of each sequence, none of them empty."""
+def text_states(
+    model: GPT, sequences: Sequence[Sequence[int]], batch_size: int, pooling: Pooling
+) -> Tensor:
+    """What of the final norm's output a head sees (N, C) of each sequence, none of them empty."""
     weight = model.model.embed_tokens.weight
     device = weight.device
     order = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))
@@ -71,9 +78,13 @@ def last_states(model: GPT, sequences: Sequence[Sequence[int]], batch_size: int)
         some = [sequences[number] for number in order[begin : begin + batch_size]]
         width = max(map(len, some))
         padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in some], device=device)
-        last = torch.tensor([len(ids) - 1 for ids in some], device=device)
-        # What stands behind the last id is never seen by it.
-        found.append(model(padded)[torch.arange(len(some), device=device), last])
+        lengths = torch.tensor([len(ids) for ids in some], device=device)
+        ends = torch.arange(len(some), device=device) * width + lengths - 1
+        packing = None  # where nobody looks ahead, padding at the end is not seen
+        if not model.config.causal:
+            place = torch.arange(width, device=device).expand(len(some), -1)
+            packing = Packing((place < lengths[:, None]).long(), place)
+        found.append(pooled(model(padded, packing), ends, lengths, pooling))
     if not found:
         return weight.new_empty(0, model.config.hidden_size)
     back = torch.empty(len(order), dtype=torch.int64)
@@ -94,7 +105,10 @@ class HeadJudge:
         read = list(class_ids(self._tokenizer, texts, self._model.config.context))
         self.cut += sum(each.cut for each in read)
         with torch.no_grad():
-            states = last_states(self._model, [each.ids for each in read], self._batch_size)
+            states = text_states(
+                self._model, [each.ids for each in read], self._batch_size,
+                self._model.config.pooling,
+            )  # fmt: skip
             return self._model.logits(states).double().softmax(-1).cpu()
 
 

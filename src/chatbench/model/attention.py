@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from chatbench.model.kernels.both_ways import both_ways
 from chatbench.model.kernels.choice import Choice, compute, describe_choices
 from chatbench.model.kernels.reference import reference_attention
 from chatbench.model.kernels.task import AttentionSpec, LayerCache, Packing, Reach, Task
@@ -35,16 +36,20 @@ def attention(
     packing: Packing | None = None,
     cache: LayerCache | None = None,
 ) -> Tensor:
-    """Causal softmax(scale·q·kᵀ)·v; q (B, T, H, D), k and v (B, T, K, D) → (B, T, H, D).
+    """softmax(scale·q·kᵀ)·v over what is seen; q (B, T, H, D), k and v (B, T, K, D) → (B, T, H, D).
 
-    A token sees itself and what comes before it: in its document when there is a packing, and at
-    most `spec.window` tokens. With a cache, k and v are appended to it and q attends to all that
-    is there (rows may differ in length); a packing and a cache do not go together. Head h reads
-    key-value head h·K/H. The kernel is chosen once for each kind of call (`describe_choices`);
-    CHATBENCH_ATTENTION names one to take wherever it can serve. Raises UsageError for an unknown
-    name there.
+    A token sees itself and what comes before it, or, by `spec.causal`, what comes after it as well:
+    in its document when there is a packing, and at most `spec.window` tokens. With a cache, k and v
+    are appended to it and q attends to all that is there (rows may differ in length); a packing and
+    a cache do not go together. Head h reads key-value head h·K/H. The kernel of causal attention is
+    chosen once for each kind of call (`describe_choices`); CHATBENCH_ATTENTION names one to take
+    wherever it can serve. Raises UsageError for an unknown name there.
     """
     scale = q.shape[-1] ** -0.5 if spec.scale is None else spec.scale
+    if not spec.causal:
+        assert cache is None
+        assert spec.window is None
+        return both_ways(Task(q, k, v, None, scale, packing))
     if cache is None:
         return compute(Task(q, k, v, spec.window, scale, packing))
     assert packing is None

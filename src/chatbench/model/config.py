@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from chatbench.errors import UsageError
 
+Pooling = Literal["mean", "last"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh"]
 
 
@@ -78,6 +79,10 @@ class ModelConfig(NamedTuple):
     ffn_bias: bool = False
     # Classes that the head tells apart, in the order of its rows; none: it names tokens.
     labels: tuple[str, ...] = ()
+    # What of a text that head sees: the mean over its tokens, or its last token.
+    pooling: Pooling = "last"
+    # Whether a token sees only itself and what comes before it; all that writes text does.
+    causal: bool = True
 
     def check(self) -> ModelConfig:
         """Itself, or UsageError when the numbers do not fit together."""
@@ -90,6 +95,8 @@ class ModelConfig(NamedTuple):
             )
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise UsageError("the labels of a classifier are two or more, all different")
+        if not self.causal and not (self.labels and self.pooling == "mean"):
+            raise UsageError("only a classifier by the mean of a text's tokens reads both ways")
         if not 0 <= self.norm_eps < math.inf:
             raise UsageError(f"norm_eps is {self.norm_eps}, it must be finite and not negative")
         if self.positions == "rotary":

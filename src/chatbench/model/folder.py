@@ -27,7 +27,7 @@ from chatbench.model.finding import (
     read_notes,
     tokenizer_folder,
 )
-from chatbench.model.labels import labels_of, read_labels, write_labels
+from chatbench.model.labels import labels_of, of_trunk, read_head, write_labels
 from chatbench.model.reading import read_object, shown
 from chatbench.model.transformer import GPT, ModelConfig
 from chatbench.model.unreadable import find_unreadable
@@ -106,25 +106,28 @@ def _open(
     folder: Path, device: torch.device, dtype: torch.dtype, template: str | None
 ) -> OpenedModel:
     base = find_base(folder)
+    if base is not None:
+        _verify(folder)
+        if not (folder / ADAPTER_WEIGHTS).exists():
+            raise find_unreadable(folder) or IntegrityError(f"{folder} has no {ADAPTER_WEIGHTS}")
+    config, stored = _outline(base or folder)
+    tokenizer = open_tokenizer(folder if base is None else tokenizer_folder(folder), template)
     if base is None:
-        return _open_whole(folder, device, dtype, template)
-    _verify(folder)
-    if not (folder / ADAPTER_WEIGHTS).exists():
-        raise find_unreadable(folder) or IntegrityError(f"{folder} has no {ADAPTER_WEIGHTS}")
-    opened = _open_whole(base, device, dtype, template, tokenizer_folder(folder))
-    from chatbench.model.lora import fold, load_adapter
+        _require_rows(tokenizer, config, folder)
+    with _naming(base or folder):
+        model = _build(config, stored, device, dtype)
+    if base is not None:
+        from chatbench.model.lora import fold, load_adapter
 
-    load_adapter(opened.model, folder)
-    # As fast as a whole model, and plain weights for whoever trains, quantises or writes it.
-    fold(opened.model)
-    opened.model.eval()
-    return opened._replace(folder=folder)
+        load_adapter(model, folder)
+        # As fast as a whole model, and plain weights for whoever trains, quantises or writes it.
+        fold(model)
+        _require_rows(tokenizer, model.config, folder)
+    return OpenedModel(model.eval(), tokenizer, folder)
 
 
-def _open_whole(
-    folder: Path, device: torch.device, dtype: torch.dtype, template: str | None,
-    tokenizer_place: Path | None = None,
-) -> OpenedModel:  # fmt: skip
+def _outline(folder: Path) -> tuple[ModelConfig, StoredWeights]:
+    """A whole model's config and where its weights lie, if they can belong together."""
     _verify(folder)
     config = read_config(folder)
     stored = open_weights(folder)
@@ -136,15 +139,16 @@ def _open_whole(
             f"{folder} says a context of {said}, but its layers look back {config.context} tokens"
             " only: it is opened for texts of that length, which are computed exactly"
         )
-    tokenizer = open_tokenizer(tokenizer_place or folder, template)
+    return config, stored
+
+
+def _require_rows(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:
     if tokenizer.vocab_size > config.vocab_size:
         raise IntegrityError(
             f"{folder} has a tokenizer of {tokenizer.vocab_size} entries for a model of "
             f"{config.vocab_size}",
             hint="use the tokenizer it was trained with",
         )
-    with _naming(folder):
-        return OpenedModel(_build(config, stored, device, dtype).eval(), tokenizer, folder)
 
 
 @contextmanager
@@ -264,7 +268,7 @@ def read_config(folder: Path) -> ModelConfig:
     _refuse_quantised(path, raw)
     try:
         with _naming(folder):
-            found = architecture.read(raw)._replace(labels=read_labels(raw))
+            found = architecture.read(of_trunk(raw))._replace(**read_head(raw))
         # As a tuple, or the types would not be looked at.
         return msgspec.convert(tuple(found), ModelConfig).check()
     except (
@@ -338,7 +342,8 @@ def write_model(
     dtype = kinds.pop() if len(kinds) == 1 else torch.float32
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         dtype = torch.float32
-    raw = write_labels(architecture.write(config._replace(labels=())), config.labels)
+    plain = architecture.write(config._replace(labels=(), pooling="last", causal=True))
+    raw = write_labels(plain, config.labels, config.pooling, causal=config.causal)
     raw |= dict.fromkeys(raw.keys() & {"dtype", "torch_dtype"}, str(dtype).removeprefix("torch."))
     tokens = _special_ids(tokenizer)
     write_json(folder / CONFIG, {**raw, **tokens, "chatbench": provenance or {}})

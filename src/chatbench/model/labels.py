@@ -1,17 +1,21 @@
 """A model that names classes instead of tokens, as config.json says it: transformers'
-`<Family>ForSequenceClassification`, with a matrix `score` on the last token's hidden state."""
+`<Family>ForSequenceClassification`, with a matrix `score` on the last token's hidden state, or,
+where `classifier_pooling` says mean (a word of ModernBERT's), one on the mean over all tokens.
+With `use_bidirectional_attention` (Gemma's) each token sees the whole text."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from chatbench.errors import IntegrityError, UserError
+from chatbench.model.config import Pooling
 from chatbench.model.finding import CONFIG, LARGEST_CONFIG, find_model
 from chatbench.model.reading import read_object
 
 SUFFIX = "ForSequenceClassification"
 _PLAIN_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+_POOLING, _BOTH_WAYS = "classifier_pooling", "use_bidirectional_attention"
 _MOST = 1 << 20
 
 
@@ -51,7 +55,54 @@ def read_labels(raw: dict[str, Any]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def write_labels(raw: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
+def read_pooling(raw: dict[str, Any]) -> Pooling:
+    """What the head of classes sees; where nothing is said, as for a model of text, the last token.
+
+    Raises IntegrityError for words that mean something else.
+    """
+    said = raw.get(_POOLING, "last") if read_labels(raw) else "last"
+    for known in get_args(Pooling):
+        if said == known:
+            return cast(Pooling, known)
+    raise IntegrityError(
+        f"config.json has {_POOLING} {str(said)[:80]}, which chatbench does not compute",
+        hint=f"known: {', '.join(get_args(Pooling))}",
+    )
+
+
+def read_head(raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a ModelConfig that say what is told apart, and by what. Raises IntegrityError
+    for what cannot be meant."""
+    return {
+        "labels": read_labels(raw), "pooling": read_pooling(raw), "causal": read_causal(raw)
+    }  # fmt: skip
+
+
+def of_trunk(raw: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of everything but a head of classes."""
+    if not read_labels(raw):
+        return raw
+    return {key: value for key, value in raw.items() if key not in (_POOLING, _BOTH_WAYS)}
+
+
+def read_causal(raw: dict[str, Any]) -> bool:
+    """Whether a token of a classifier sees only what comes before it; all other models do so.
+
+    Raises IntegrityError.
+    """
+    said = raw.get(_BOTH_WAYS, False) if read_labels(raw) else False
+    if not isinstance(said, bool):
+        raise IntegrityError(f"config.json has {_BOTH_WAYS} {str(said)[:80]}, not true or false")
+    return not said
+
+
+def write_labels(
+    raw: dict[str, Any],
+    labels: tuple[str, ...],
+    pooling: Pooling = "last",
+    *,
+    causal: bool = True,
+) -> dict[str, Any]:
     """config.json of the same trunk with a head of classes; itself where there are none."""
     if not labels:
         return raw
@@ -65,4 +116,6 @@ def write_labels(raw: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
         "problem_type": "single_label_classification",
+        **({} if pooling == "last" else {_POOLING: pooling}),
+        **({} if causal else {_BOTH_WAYS: True}),
     }

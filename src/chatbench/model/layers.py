@@ -58,7 +58,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, inner_kv, bias=config.qkv_bias)
         self.v_proj = Linear(config.hidden_size, inner_kv, bias=config.qkv_bias)
         self.o_proj = Linear(inner, config.hidden_size, bias=config.out_bias)
-        self.spec = AttentionSpec()
+        self.spec = AttentionSpec(causal=config.causal)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)

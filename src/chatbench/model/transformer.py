@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from chatbench.model.attention import LayerCache, Packing, Reach
-from chatbench.model.config import ModelConfig, RopeScaling
+from chatbench.model.config import ModelConfig, Pooling, RopeScaling
 from chatbench.model.kernels.compiled import Linear
 from chatbench.model.layers import Attention, Block, FeedForward, RMSNorm, make_norm
 from chatbench.model.rotary import RotaryTable
@@ -29,6 +29,10 @@ __all__ = [
     "Trunk",
     "initialise",
 ]
+
+# What a classifier's head is called. transformers knows heads on the last token: one on anything
+# else has a name that it does not know, so that it says so instead of computing something else.
+HEADS: dict[Pooling, str] = {"last": "score", "mean": "score_of_mean"}
 
 
 class Trunk(nn.Module):
@@ -51,6 +55,10 @@ def _table(entries: int, width: int) -> nn.Embedding:
     return nn.Embedding(entries, width)
 
 
+def _classes(config: ModelConfig) -> Linear:
+    return Linear(config.hidden_size, len(config.labels), bias=False)
+
+
 def _run(block: nn.Module, *arguments: object) -> Tensor:
     x: Tensor = block(*arguments)
     return x
@@ -64,7 +72,7 @@ class GPT(nn.Module):
         self.config = config.check()
         self.model = Trunk(config)
         if config.labels:
-            self.score = Linear(config.hidden_size, len(config.labels), bias=False)
+            setattr(self, HEADS[config.pooling], _classes(config))
         else:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
             self.tie()
@@ -80,18 +88,27 @@ class GPT(nn.Module):
     @property
     def head(self) -> nn.Module:
         """What turns hidden states into scores, of tokens or of classes."""
-        found: nn.Module = self.score if self.config.labels else self.lm_head
+        found: nn.Module = getattr(self, self.head_name)
         return found
 
-    def become_classifier(self, labels: tuple[str, ...]) -> None:
+    @property
+    def head_name(self) -> str:
+        return HEADS[self.config.pooling] if self.config.labels else "lm_head"
+
+    def become_classifier(
+        self, labels: tuple[str, ...], pooling: Pooling = "last", *, causal: bool = True
+    ) -> None:
         """Tell these classes apart from now on, and name no tokens any more. The new head knows
         nothing: all classes are equally likely."""
-        self.config = self.config._replace(labels=labels).check()
+        self.config = self.config._replace(labels=labels, pooling=pooling, causal=causal).check()
+        for part in self.modules():
+            if isinstance(part, Attention):
+                part.spec = part.spec._replace(causal=causal)
         weight = self.model.embed_tokens.weight
         del self.lm_head
-        self.score = Linear(self.config.hidden_size, len(labels), bias=False)
-        self.score.to(device=weight.device, dtype=weight.dtype)
-        nn.init.zeros_(self.score.weight)
+        head = _classes(self.config).to(device=weight.device, dtype=weight.dtype)
+        nn.init.zeros_(head.weight)
+        setattr(self, self.head_name, head)
 
     def forward(
         self,
@@ -122,7 +139,7 @@ class GPT(nn.Module):
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) → (..., V), or (..., labels); of those the last token's count."""
+        """(..., C) → (..., V), or (..., labels) of `pooled` states."""
         scores: Tensor = self.head(hidden)
         return scores
 

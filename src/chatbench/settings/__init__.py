@@ -8,6 +8,7 @@ The command line, the environment, the TOML file, `--print-config` and the run f
 from chatbench.settings.base import LARGEST_SEED, Settings, flag, knob, replace
 from chatbench.settings.classify import ClassifySettings
 from chatbench.settings.data import PreprocessSettings, ScreenSettings
+from chatbench.settings.heads import HeadSettings
 from chatbench.settings.preference import PreferenceSettings
 from chatbench.settings.report import ReportSettings
 from chatbench.settings.rewards import GrpoSettings
@@ -38,6 +39,7 @@ __all__ = [
     "ExportSettings",
     "FinetuneSettings",
     "GrpoSettings",
+    "HeadSettings",
     "LoraSettings",
     "ModelSettings",
     "OptimSettings",

@@ -1,12 +1,12 @@
-"""Classification: cross-entropy over classes at each text's last token, one text one vote.
+"""Classification: cross-entropy over the classes of each text, one text one vote.
 
-All weights learn, or, where they stay as they are (`--train-layers 0`), the head alone: then the
-last token's hidden state is computed once for each text and never again.
+All weights learn, or, where they stay as they are (`--train-layers 0`), the head alone: then what
+the head sees of each text is computed once and never again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from chatbench import console
-from chatbench.engine.classes import last_states
+from chatbench.engine.classes import text_states
 from chatbench.errors import UsageError
 from chatbench.model.head import linear_cross_entropy
+from chatbench.model.pooling import pooled
 from chatbench.model.transformer import GPT
 from chatbench.train.batches import Batches, Ints, Row, held_out, pack, permutation
 from chatbench.train.labelled import Examples, LabelledTexts
@@ -59,17 +60,20 @@ class Classes:
     def loss(self, model: GPT, batch: Batch) -> Loss:
         batch = batch.counted()
         assert batch.places is not None
-        weight = model.score.weight
+        ends = batch.places
+        weight = model.head.get_parameter("weight")
         if batch.more:
-            hidden = batch.more[_HIDDEN].to(weight.dtype)
+            states = batch.more[_HIDDEN][ends].to(weight.dtype)
         else:
-            hidden = model(batch.ids, packing=batch.packing).flatten(0, 1)
-        targets, weights = batch.targets.flatten(), batch.weights.flatten()
-        loss = linear_cross_entropy(hidden, weight, targets, weights, rows=batch.places)
+            assert batch.packing is not None
+            hidden = model(batch.ids, packing=batch.packing)
+            lengths = batch.packing.position.flatten()[ends] + 1
+            states = pooled(hidden, ends, lengths, model.config.pooling)
+        targets, weights = batch.targets.flatten()[ends], batch.weights.flatten()[ends]
+        loss = linear_cross_entropy(states, weight, targets, weights)
         metrics: dict[str, float | Tensor] = {}
         if not torch.is_grad_enabled():
-            found = model.logits(hidden[batch.places]).argmax(-1).cpu()
-            metrics = self._counts(found, targets[batch.places].cpu())
+            metrics = self._counts(model.logits(states).argmax(-1).cpu(), targets.cpu())
         return Loss(loss.total, batch.weight, metrics)
 
     def _counts(self, found: Tensor, wanted: Tensor) -> dict[str, float | Tensor]:
@@ -103,8 +107,13 @@ class TextRows:
 
     isolated = True
 
-    def __init__(self, examples: Examples, seq_len: int, seed: int) -> None:
+    def __init__(
+        self, examples: Examples, seq_len: int, seed: int, token_dropout: float = 0.0
+    ) -> None:
+        """Of each text a share of `token_dropout` is left out, drawn anew in each epoch."""
         self._examples = examples
+        self._dropout = token_dropout
+        self._seed = seed
         self._seq_len = seq_len
         shuffled = permutation(seed, -1 & 0xFFFFFFFF, len(examples.ids)).tolist()
         bins = pack([len(examples.ids[number]) for number in shuffled], seq_len)
@@ -124,13 +133,24 @@ class TextRows:
         ids, targets, document, position = (np.zeros(self._seq_len, np.int64) for _ in range(4))
         weights = np.zeros(self._seq_len, np.float32)
         at = 0
+        random = np.random.Generator(np.random.PCG64([self._seed, epoch, number]))
         for name, which in enumerate(self._texts(epoch, number), 1):
-            text = self._examples.ids[which]
+            text = thinned(self._examples.ids[which], self._dropout, random)
             place = slice(at, at + len(text))
             ids[place], document[place], position[place] = text, name, np.arange(len(text))
             at += len(text)
             targets[at - 1], weights[at - 1] = self._examples.labels[which], 1.0
         return Row(ids, targets, weights, document, position)
+
+
+def thinned(ids: Sequence[int], share: float, random: np.random.Generator) -> Sequence[int]:
+    """Ids without about a `share` of them, but with one at least: as many words name a class, none
+    of them shall be learned in place of all others (word deletion, Wei & Zou 2019)."""
+    if not share:
+        return ids
+    stays = random.random(len(ids)) >= share
+    left = [each for each, kept in zip(ids, stays, strict=True) if kept]
+    return left or [int(random.choice(ids))]
 
 
 class StateBatches:
@@ -186,14 +206,18 @@ class LabelledMaterial:
                 "them is their beginning, the rest their end"
             )
         self._frozen = given.settings.train_layers == 0
+        head = given.settings.head
         self._states = [
-            last_states(given.model, each.ids, _AT_ONCE).clone() if self._frozen else None
+            text_states(given.model, each.ids, _AT_ONCE, head.pooling).clone()
+            if self._frozen else None
             for each in (self._train, self._val)
-        ]
-        given.model.become_classifier(given.corpus.labels)
-        self._rows = TextRows(self._train, given.seq_len, self._seed)
+        ]  # fmt: skip
+        # Weights that stay as they are have learned to look back only.
+        both_ways = head.pooling == "mean" and given.settings.train_layers is None
+        given.model.become_classifier(given.corpus.labels, head.pooling, causal=not both_ways)
+        self._rows = TextRows(self._train, given.seq_len, self._seed, head.token_dropout)
         self.row_len = 1 if self._frozen else given.seq_len
-        self.epochs, self.batch_tokens = (50.0, 256) if self._frozen else (10.0, 2048)
+        self.epochs, self.batch_tokens = (50.0, 256) if self._frozen else (5.0, 1024)
         # Of the usual rate: a head over states that stay is a logistic regression.
         self.rate = 20.0 if self._frozen else 1.0
 

@@ -32,16 +32,18 @@ class Regrouping(NamedTuple):
     shapes: list[tuple[int, int]]
 
 
-def by_document(task: Task, inner: Callable[[Task], Tensor]) -> Tensor:
-    """Attention of packed rows; `inner` computes plain causal attention of the small batches."""
+def by_document(task: Task, inner: Callable[[Task], Tensor], like: float = _LIKE) -> Tensor:
+    """Attention of packed rows; `inner` computes plain causal attention of the small batches, or,
+    where `like` is 1, any attention: documents are then together with those of their own length,
+    and nothing is padded."""
     packing = task.packing
     assert packing is not None
     if all(len(row) == 1 for row in packing.lengths()):
         return inner(task._replace(packing=None))
-    if packing.regrouping is None:
+    if like not in packing.regroupings:
         with lasting():
-            packing.regrouping = regroup(packing)
-    plan: Regrouping = packing.regrouping
+            packing.regroupings[like] = regroup(packing, like)
+    plan: Regrouping = packing.regroupings[like]
     q, k, v = (_gathered(x, plan) for x in (task.q, task.k, task.v))
     outs, begin = [], 0
     for shape in plan.shapes:
@@ -60,8 +62,8 @@ def _gathered(x: Tensor, plan: Regrouping) -> Tensor:
     return out
 
 
-def regroup(packing: Packing) -> Regrouping:
-    """Plan the small batches of these documents."""
+def regroup(packing: Packing, like: float = _LIKE) -> Regrouping:
+    """Plan the small batches of these documents, none shorter than `like` times its longest."""
     tokens = packing.document.shape[1]
     documents = []
     for row, lengths in enumerate(packing.lengths()):
@@ -70,7 +72,7 @@ def regroup(packing: Packing) -> Regrouping:
             documents.append((length, begin))
             begin += length
     gathers, shapes = [], []
-    for group in _like(sorted(documents, reverse=True)):
+    for group in _like(sorted(documents, reverse=True), like):
         longest = group[0][0]
         lengths, begins = torch.tensor(group).T[:, :, None]
         places = torch.minimum(torch.arange(longest), lengths - 1)
@@ -87,11 +89,11 @@ def regroup(packing: Packing) -> Regrouping:
     return Regrouping(gather.to(device), scatter.to(device), padding.to(device), shapes)
 
 
-def _like(documents: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+def _like(documents: list[tuple[int, int]], like: float) -> Iterator[list[tuple[int, int]]]:
     """Cut a list of (length, begin), longest first, where documents become much shorter."""
     group: list[tuple[int, int]] = []
     for document in documents:
-        if group and document[0] < _LIKE * group[0][0]:
+        if group and document[0] < like * group[0][0]:
             yield group
             group = []
         group.append(document)

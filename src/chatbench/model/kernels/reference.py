@@ -28,7 +28,13 @@ def reference_attention(
         row = torch.arange(len(q), device=q.device)[:, None]
         k = cache.keys.index_put((row, at), k.to(cache.keys.dtype))
         v = cache.values.index_put((row, at), v.to(cache.values.dtype))
-    seen = visible(at, k.shape[1], spec.window, packing)
+    if spec.causal:
+        seen = visible(at, k.shape[1], spec.window, packing)
+    else:
+        document = torch.zeros_like(at) if packing is None else packing.document
+        # Numbers may come again further on, as those of other documents.
+        run = torch.diff(document, dim=1, prepend=document[:, :1]).ne(0).cumsum(1)
+        seen = run[:, :, None] == run[:, None, :]
     return _attend(q, k, v, seen, q.shape[-1] ** -0.5 if spec.scale is None else spec.scale)
 
 

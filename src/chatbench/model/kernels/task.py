@@ -19,11 +19,13 @@ _STARTS = 64
 class AttentionSpec(NamedTuple):
     """`window`: a token sees itself and the window - 1 tokens before it; None sees all of them.
 
-    `scale` multiplies q·k; None is 1/√D.
+    `scale` multiplies q·k; None is 1/√D. Where it is not `causal`, a token sees all of its
+    document, what comes after it too; then there is no window and no cache.
     """
 
     window: int | None = None
     scale: float | None = None
+    causal: bool = True
 
 
 class Packing:
@@ -39,7 +41,7 @@ class Packing:
         self._starts = starts
         self._lengths: list[list[int]] | None = None
         self._masks: dict[int | None, Tensor] = {}
-        self.regrouping: Any = None  # kept here by `documents`
+        self.regroupings: dict[float, Any] = {}  # kept here by `documents`
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Packing:
         """The same documents with every tensor changed, as by `Tensor.pin_memory`."""
@@ -83,15 +85,19 @@ class Packing:
             ]
         return self._lengths
 
+    def together(self) -> Tensor:
+        """(B, 1, T, T) bool: which tokens are of one document."""
+        run = self._opens().cumsum(1)
+        return run[:, None, :, None] == run[:, None, None, :]
+
     def mask(self, window: int | None) -> Tensor:
         """(B, 1, T, T) bool: what each token sees."""
         if window in self._masks:
             return self._masks[window]
         with lasting():
             tokens = self.document.shape[1]
-            run = self._opens().cumsum(1)
-            same = run[:, None, :, None] == run[:, None, None, :]
-            made = same & causal_mask(tokens, tokens, window, run.device)
+            same = self.together()
+            made = same & causal_mask(tokens, tokens, window, same.device)
         # Compilers make equal things once by themselves, and cannot keep one from within a block
         # that is run twice.
         if not torch.compiler.is_compiling():
