@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from msgspec import field
 
 from chatbench.settings.base import LARGEST_SEED, Settings, flag, knob
+from chatbench.settings.heads import HeadSettings
 from chatbench.settings.preference import PreferenceSettings
 from chatbench.settings.rewards import GrpoSettings
 
@@ -284,6 +285,22 @@ class FinetuneSettings(Settings):
         flag("Columns of a .jsonl that become control text, such as style,topic", panel="Tags"),
     ] = field(default_factory=list)
     tag_dropout: TagDropout = 0.1
+    val_fraction: (
+        Annotated[
+            float,
+            flag("Share of the dialogues of a file that validate (default: as the base model's"
+                 " corpus was split, else 0.05)", panel="Split", ge=0, lt=1),
+        ]
+        | None
+    ) = None  # fmt: skip
+    test_fraction: (
+        Annotated[
+            float,
+            flag("Share of them that is kept for evaluate, such as 0 where a test of your own is at"
+                 " hand (default: as --val-fraction)", panel="Split", ge=0, lt=1),
+        ]
+        | None
+    ) = None  # fmt: skip
     seed: Annotated[int, flag("Seed of the data order", ge=0, le=LARGEST_SEED)] = 0
     device: Annotated[str, flag("auto, cpu, cuda or mps")] = "auto"
     dtype: Annotated[
@@ -304,6 +321,7 @@ class FinetuneSettings(Settings):
     optim: OptimSettings = field(default_factory=OptimSettings)
     preference: PreferenceSettings = field(default_factory=PreferenceSettings)
     grpo: GrpoSettings = field(default_factory=GrpoSettings)
+    head: HeadSettings = field(default_factory=HeadSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:

@@ -118,8 +118,8 @@ class EvaluateSettings(Settings, kw_only=True):
     ] = field(default_factory=list)  # fmt: skip
     by: Annotated[
         list[str],
-        flag("Scores for each value of turn, script, tag.NAME or any column; repeatable",
-             panel="Compare"),
+        flag("Scores for each value of turn, script, tag.NAME or any column; repeatable. turn:"
+             " every reply is judged, not the last of each conversation alone", panel="Compare"),
     ] = field(default_factory=list)  # fmt: skip
     reuse: (
         Annotated[

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from chatbench import console
+from chatbench.corpus.columns import tag_columns
 from chatbench.errors import DataError, UsageError
-from chatbench.settings import TrainSettings
+from chatbench.settings import FinetuneSettings, TrainSettings
+from chatbench.text.tags import read_known
+from chatbench.train.dialogues import is_corpus, sources_of
 from chatbench.train.grpo import Grpo
 from chatbench.train.material import Given
 from chatbench.train.parallel import World
 from chatbench.train.plan import Plan
-from chatbench.train.rewards import Weighted, parse_rewards
+from chatbench.train.rewards import Reward, Weighted, parse_rewards
 from chatbench.train.rollouts import Shelf, Speaker, Tasks
-from chatbench.train.tag_reward import TagRewards
+from chatbench.train.tag_reward import TagRewards, check_column
+
+
+def check_rewards(settings: FinetuneSettings) -> None:
+    """Raises UsageError for rewards that are none, before any work: of the data only what corpus
+    folders note of their tags is read."""
+    if settings.objective != "grpo":
+        return
+    columns = tag_columns(settings.tag_column)
+    places = [Path(source.place) for source in sources_of(settings.data)]
+    for place in places:
+        columns += read_known(place) if is_corpus(place) else ()
+
+    def of_tag(column: str) -> Reward:
+        if not column or all(place.exists() for place in places):  # what is not there is told later
+            check_column(column, columns)
+        return lambda exchange: 0.0
+
+    parse_rewards(settings.grpo.reward, of_tag)
 
 
 def grpo(given: Given) -> Prompts:
@@ -36,8 +58,9 @@ def grpo(given: Given) -> Prompts:
     rewards = parse_rewards(settings.reward, of_tag)
     if tasks.skipped:
         console.notice(
-            f"{tasks.skipped} conversations are left out: their prompts and a reply of "
-            f"{settings.max_new_tokens} tokens do not fit into {given.seq_len}"
+            f"{console.counted(tasks.skipped, 'conversation is', 'conversations are')} left out: "
+            f"prompt and a reply of {settings.max_new_tokens} tokens do not fit into "
+            f"{given.seq_len}"
         )
     if not len(tasks):
         raise DataError("no conversation has a prompt to reply to")

@@ -15,7 +15,7 @@ from chatbench import __version__, console
 from chatbench.corpus.shards import Corpus, open_corpus
 from chatbench.errors import DataError, UsageError
 from chatbench.model.device import dtype_name, pick_device, pick_dtype
-from chatbench.model.folder import OpenedModel, open_model, read_provenance
+from chatbench.model.folder import open_model, read_provenance
 from chatbench.model.transformer import GPT, ModelConfig, initialise
 from chatbench.report.making import leave_report
 from chatbench.runs import MARK, named
@@ -24,7 +24,15 @@ from chatbench.settings.base import replace
 from chatbench.text.chat_templates import has_template
 from chatbench.text.tags import known_after, known_in
 from chatbench.text.tokenizer import Tokenizer
-from chatbench.train.adapting import EVERYTHING, WHOLE, Adaptation, Learned, adaptation_of, begin
+from chatbench.train.adapting import (
+    EVERYTHING,
+    WHOLE,
+    Adaptation,
+    Learned,
+    adaptation_of,
+    begin,
+    with_control_tokens,
+)
 from chatbench.train.batches import StreamRows
 from chatbench.train.classes import classes
 from chatbench.train.compiling import check_compiler
@@ -53,10 +61,11 @@ from chatbench.train.planning import (
     use_threads,
 )
 from chatbench.train.preference import preferences
-from chatbench.train.prompts import grpo
+from chatbench.train.prompts import check_rewards, grpo
 from chatbench.train.references import References
-from chatbench.train.run import Run, RunSettings, open_run, patience_of
+from chatbench.train.run import CONFIG, Run, RunSettings, open_run, patience_of
 from chatbench.train.samples import Prompt, chat_prompts, text_prompts
+from chatbench.train.scope import check_scope
 from chatbench.train.summary import summary
 from chatbench.train.supervised import supervised
 from chatbench.train.table import keep_plan, show_plan
@@ -125,6 +134,9 @@ def finetune(settings: FinetuneSettings, begun: float | None = None) -> Path | N
     `begun` as in `pretrain`.
     """
     begun, settings = begun or time.monotonic(), replace(settings)
+    if not (settings.resume and (Path(settings.out) / CONFIG).is_file()):  # judged when it began
+        check_scope(settings)
+        check_rewards(settings)
     if settings.model.startswith(MARK):  # a resume must not find another
         settings.model = str(named(settings.model, model=True, but=Path(settings.out)))
     with world(pick_device(settings.device), settings.train.parallel) as ranks:
@@ -136,19 +148,22 @@ def _finetune(settings: FinetuneSettings, begun: float, ranks: World) -> Path | 
     ranks.compare(options(settings))
     device = ranks.device(pick_device(settings.device))
     check_compiler(settings.train.compile, device)
-    model, tokenizer, base = open_model(settings.model, device, template=settings.template)
+    classifies = settings.objective == "classify"
+    adaptation = adaptation_of(settings)
+    opened = open_model(settings.model, device, template=settings.template)
+    if not classifies:
+        opened, adaptation = with_control_tokens(opened, adaptation, settings)
+    model, tokenizer, base = opened
     seq_len = settings.train.seq_len or model.config.context
     if seq_len > model.config.context:
         raise UsageError(
             f"--seq-len {seq_len} is longer than the model's context of {model.config.context}",
             hint=f"use at most {model.config.context}",
         )
-    classifies = settings.objective == "classify"
     ready = all(is_corpus(source.place) for source in sources_of(settings.data))
     if settings.train_on != "all" and not ready and not classifies:
         tokenizer.template  # noqa: B018  a model without one is refused before any work
-    adaptation = adaptation_of(settings)
-    learned = begin(adaptation, OpenedModel(model, tokenizer, base), settings)
+    learned = begin(adaptation, opened, settings)
     with _place(settings, ranks) as (run, place):
         if run is not None and run.finished:
             return run.path
@@ -161,9 +176,10 @@ def _finetune(settings: FinetuneSettings, begun: float, ranks: World) -> Path | 
         )  # fmt: skip
         ranks.compare({"the corpus": corpus.fingerprint})
         material = MATERIALS[settings.objective](Given(settings, corpus, model, seq_len, place))
+        shape = model.config._replace(labels=(), pooling="last", causal=True)
         plan = ranks.first_says(
             lambda: _planned(
-                settings, model.config._replace(labels=()), material, device, threads, begun,
+                settings, shape, material, device, threads, begun,
                 seq_len=getattr(material, "row_len", seq_len), ranks=ranks.size,
                 batch_tokens=getattr(material, "batch_tokens", _FINETUNE_BATCH_TOKENS),
                 adaptation=adaptation, learns=adaptation.describe(model),
@@ -222,6 +238,7 @@ def _planned(
             None if pretraining else getattr(material, "epochs", DEFAULT_FINETUNE_EPOCHS)
         ),
         rate=adaptation.rate(settings.optim.optimizer) * getattr(material, "rate", 1.0),
+        whole=adaptation.is_whole,
     )  # fmt: skip
     micro = fitting_micro_batch(
         config, plan, train, settings.optim, device, dtype, measure=plan.minutes is not None,
@@ -258,7 +275,9 @@ def _train(
     )
     fitting = [prompt for prompt in prompts if len(prompt.ids) < model.config.context]
     if len(fitting) < len(prompts):
-        console.notice(f"{len(prompts) - len(fitting)} sample prompts do not fit into the context")
+        long = len(prompts) - len(fitting)
+        said = console.counted(long, "sample prompt does", "sample prompts do")
+        console.notice(f"{said} not fit into the context")
     assert plan.begun is not None
     plan = plan._replace(spent=time.monotonic() - plan.begun)
     tell_haste(plan)

@@ -57,7 +57,8 @@ def parse_rewards(given: Sequence[str], of_tag: TagReward) -> list[Weighted]:
             raise UsageError(f"--reward {text} is no reward", hint="such as --reward exact_match")
         name = spelled["name"].strip()
         weight = 1.0 if spelled["weight"] is None else float(spelled["weight"])
-        worth = of_tag(spelled["argument"] or "") if name == "tag" else reward(name, spelled[2])
+        argument = spelled["argument"]
+        worth = of_tag((argument or "").strip()) if name == "tag" else reward(name, argument)
         again = sum(1 for other in found if other.name.split("#")[0] == name)
         found.append(Weighted(f"{name}#{again + 1}" if again else name, weight, worth))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from chatbench.console import notice, say
 from chatbench.errors import IntegrityError, UsageError
 from chatbench.model.device import dtype_name, pick_dtype
 from chatbench.settings import FinetuneSettings, PretrainSettings, TrainSettings
+from chatbench.settings.base import replace
+from chatbench.settings.heads import HeadSettings
 from chatbench.storage import (
     LOCK,
     FolderLock,
@@ -231,6 +234,10 @@ def _check_settings(settings: RunSettings, stored: Path) -> RunSettings:
 def _before(settings: RunSettings, stored: Path) -> RunSettings:
     """The stored settings; what was chosen then and is left open now is filled in."""
     before = resolve(type(settings), config_file=stored, environ={}).settings
+    classifies = isinstance(before, FinetuneSettings) and before.objective == "classify"
+    if classifies and "head" not in tomllib.loads(stored.read_text(encoding="utf-8")):
+        # It began when there was no other.
+        before = replace(before, head=HeadSettings(pooling="last", token_dropout=0.0))
     if settings.dtype == "auto":
         settings.dtype = before.dtype
     take_over(settings, before)

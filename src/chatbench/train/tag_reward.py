@@ -3,6 +3,8 @@ learned from the replies of the training data which value of the tag they bear."
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from chatbench.errors import DataError, UsageError, did_you_mean
 from chatbench.text.classifier import Classifier, learn
 from chatbench.text.tags import Known, tags_in
@@ -25,11 +27,7 @@ class TagRewards:
         """How sure the classifier is, 0 to 1, that a reply bears the value that stands in its
         prompt; 0 where none does. Raises UsageError for a column that the corpus lacks, DataError
         where it has fewer than two values."""
-        if column not in self._known:
-            told = "make it with preprocess --tag-column"
-            if self._known:
-                told = did_you_mean(column, list(self._known))
-            raise UsageError(f"the corpus has no tag {column!r}", hint=told)
+        check_column(column, self._known)
         known = {column: self._known[column]}
         step = max(1, len(self._tasks) // _MOST_REPLIES)
         chosen = [self._tasks[number] for number in range(0, len(self._tasks), step)]
@@ -39,6 +37,15 @@ class TagRewards:
             raise DataError(f"the training data have fewer than two values of the tag {column}")
         judge = learn([reply for value, reply in pairs if value is not None], values)
         return _obeyed(judge, column, known)
+
+
+def check_column(column: str, known: Collection[str]) -> None:
+    """Raises UsageError for a column that is not among those that became tags."""
+    if not column:
+        raise UsageError("--reward tag names no tag", hint="such as --reward tag:style")
+    if column not in known:
+        told = did_you_mean(column, list(known)) if known else f"make it with --tag-column {column}"
+        raise UsageError(f"the data have no tag {column!r}", hint=told)
 
 
 def _obeyed(judge: Classifier, column: str, known: Known) -> Reward:
