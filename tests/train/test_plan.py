@@ -150,18 +150,24 @@ def test_the_plan_is_told_to_people_alone(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_small_set_still_gets_steps_unless_the_batch_is_given() -> None:
-    def made(rows: int, finetune: bool = False, **train: object) -> Plan:
+    def made(
+        rows: int, finetune: bool = False, width: int = 128, whole: bool = True, **train: object
+    ) -> Plan:
         return make_plan(
             TrainSettings(**train), OptimSettings(), seq_len=64, batch_tokens=4096,
-            rows_per_epoch=rows, default_epochs=3.0, finetune=finetune,
+            rows_per_epoch=rows, default_epochs=3.0, finetune=finetune, hidden_size=width,
+            whole=whole,
         )  # type: ignore[arg-type]  # fmt: skip
 
     assert made(5).steps == 15
     assert made(40).steps == 30
     assert made(40, batch_tokens=4096).steps == 2
     assert made(6400).rows_per_step == 64
+    assert made(400, finetune=True, width=256).rows_per_step == 16
+    assert made(400, finetune=True, width=256, whole=False).rows_per_step == 8
     assert made(40, finetune=True).steps == 60
-    assert made(6400, finetune=True).rows_per_step == 64
+    assert made(6400, finetune=True).rows_per_step == 32
+    assert made(20_000, finetune=True).rows_per_step == 64
 
 
 def test_minutes_count_from_the_command_and_the_schedule_from_the_first_step(
