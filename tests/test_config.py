@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from chatbench import cli
 from chatbench import settings as all_settings
 from chatbench.config import (
     Leaf,
@@ -169,6 +170,44 @@ def test_a_missing_setting_names_its_flag() -> None:
         pretrain(flags={"out": "run"})
 
 
+@pytest.mark.parametrize("kind", EVERY_VERB, ids=lambda kind: kind.__name__)
+def test_what_is_missing_is_shown_as_required(
+    tmp_path: Path, kind: type[Settings], rng: random.Random
+) -> None:
+    needed = [leaf for leaf in leaves(kind) if leaf.default is msgspec.NODEFAULT]
+    given = {leaf.key: some_value(leaf, rng) for leaf in needed if rng.random() < 0.5}
+    found = resolve(kind, flags=given, environ={}, incomplete=True)
+    shown = to_toml(found.settings, found.sources)
+    for leaf in needed:
+        line = f"# {leaf.field} = (required)"
+        assert (line in shown.splitlines()) == (leaf.key not in given)
+    assert shown.count("(required)") == len(needed) - len(given)
+    path = toml(tmp_path, shown)
+    if len(given) < len(needed):
+        with pytest.raises(UsageError, match="is not given; add --"):
+            resolve(kind, config_file=path, environ={})
+    again = resolve(kind, config_file=path, environ={}, incomplete=True)
+    assert again.settings == found.settings
+
+
+def test_the_command_line_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["finetune", "--lora-rank", "4", "--print-config"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line in ("# model = (required)", "# data = (required)", "# out = (required)",
+                 "rank = 4  # flag", "resume = false  # default"):  # fmt: skip
+        assert line in lines
+    assert cli.run(["finetune", "--lora-rank", "4"]) == ExitCode.USAGE
+    assert "model is not given; add --model" in capsys.readouterr().err
+
+
+def test_a_setting_is_spelled_as_people_give_it() -> None:
+    spelled = {leaf.key: leaf.spelled for leaf in leaves(FinetuneSettings)}
+    assert spelled["lora.alpha"] == "--lora-alpha"
+    assert spelled["grpo.eval_prompts"] == "grpo.eval_prompts"
+    found = resolve(FinetuneSettings, flags=PATHS | {"model": "茶"}, environ={}).settings
+    assert {leaf.key: leaf.of(found) for leaf in leaves(FinetuneSettings)}["model"] == "茶"
+
+
 def test_an_override_without_a_value_is_explained() -> None:
     with pytest.raises(UsageError, match="--set seed has no '='; write --set key=value"):
         pretrain(overrides=["seed"])
@@ -310,8 +349,36 @@ def test_a_recipe_without_the_verbs_table_says_what_it_has(tmp_path: Path) -> No
 
 def test_what_stands_beside_the_tables_of_verbs_is_not_passed_over(tmp_path: Path) -> None:
     path = toml(tmp_path, "seed = 1\n" + RECIPE)
-    with pytest.raises(UsageError, match=r"unknown setting pretrain\.data"):
+    with pytest.raises(UsageError, match=r"^seed stands in .* beside .* such as \[pretrain\]"):
         resolve(PretrainSettings, config_file=path, environ={}, verb="pretrain", verbs=VERBS)
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_a_misspelt_table_of_a_recipe_is_named(tmp_path: Path, verb: str) -> None:
+    kind = {"pretrain": PretrainSettings, "finetune": FinetuneSettings}[verb]
+    for text, told in (
+        (RECIPE.replace("[finetune]", "[finetun]"), r"^finetun stands in .* mean finetune\?"),
+        ('[finetun]\nmodel = "m"\n', r"^unknown table \[finetun\] in .* mean finetune\?"),
+        ("[optm]\nbeta1 = 0.5\n", r"^unknown table \[optm\] in .* mean optim\?"),
+        (f"[{verb}.trian]\nsteps = 3\n", r"^unknown table \[trian\] in .* mean train\?"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            resolve(kind, config_file=toml(tmp_path, text), environ={}, verb=verb, verbs=VERBS)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    assert pretrain(config_file=toml(tmp_path, "\ufeffseed = 7\n")).seed == 7
+
+
+def test_one_text_in_the_place_of_a_list_gets_the_list(tmp_path: Path) -> None:
+    for given in (
+        {"config_file": toml(tmp_path, 'tag_column = "语气"\n')},
+        {"overrides": ["tag_column=语气"]},
+        {"environ": {"CHATBENCH_TAG_COLUMN": "语气"}},
+    ):
+        with pytest.raises(UsageError) as raised:
+            resolve(PreprocessSettings, **{"flags": {"out": "c"}, "environ": {}, **given})
+        assert raised.value.hint == 'write a list: ["语气"]'
 
 
 def test_a_setting_that_is_called_as_a_verb_stays_a_setting(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 import typing
@@ -16,6 +17,13 @@ from chatbench.errors import UsageError, did_you_mean
 
 S = TypeVar("S", bound=msgspec.Struct)
 ENVIRONMENT_PREFIX = "CHATBENCH_"
+# The source of a setting that has no default and was not given.
+REQUIRED = "(required)"
+
+
+def dashed(name: str) -> str:
+    """`learning_rate` → `learning-rate`, `continue_` → `continue`."""
+    return name.rstrip("_").replace("_", "-")
 
 
 class Leaf(msgspec.Struct, frozen=True):
@@ -34,6 +42,23 @@ class Leaf(msgspec.Struct, frozen=True):
         """What its flag is called, with underscores: most often as the field."""
         extra = (self.meta and self.meta.extra) or {}
         return str(extra.get("called") or self.field)
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it has a place on the command line."""
+        return self.meta is not None and self.meta.extra is not None
+
+    @property
+    def spelled(self) -> str:
+        """How a person gives it: its flag, or its key where it has none."""
+        return f"--{dashed(self.name)}" if self.is_flag else self.key
+
+    def of(self, settings: msgspec.Struct) -> Any:
+        """Its value."""
+        value: Any = settings
+        for part in self.key.split("."):
+            value = getattr(value, part)
+        return value
 
     @property
     def _declared(self) -> Any:
@@ -95,9 +120,11 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     verb: str = "",
     verbs: Collection[str] = (),
+    incomplete: bool = False,
 ) -> Resolved[S]:
     """Flag (or --set) over environment over file over default; of a file with a table for each of
-    several `verbs`, the one of `verb`. Raises UsageError."""
+    several `verbs`, the one of `verb`. Raises UsageError; `incomplete`: not for what is required
+    and not given, which is empty then and comes from REQUIRED."""
     known = {leaf.key: leaf for leaf in leaves(settings_type)}
     values: dict[str, Any] = {}
     sources = dict.fromkeys(known, "default")
@@ -114,16 +141,21 @@ def resolve(
 
     if config_file is not None:
         tree, source = _table_of(verb, verbs, _read_toml(config_file), config_file)
+        _check_tables(tree, known, verbs if source == str(config_file) else (), source)
         take(_flatten(tree, frozenset(known)), source)
     take(_from_environment(known, os.environ if environ is None else environ), "environment")
     take(_from_overrides(known, overrides or []), "--set")
     take({key: value for key, value in (flags or {}).items() if value is not None}, "flag")
+    if incomplete:
+        missing = (leaf for leaf in known.values() if leaf.default is msgspec.NODEFAULT)
+        take({leaf.key: leaf.plain_type() for leaf in missing if leaf.key not in values}, REQUIRED)
     return Resolved(_build(settings_type, values, sources), sources)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Some editors put a byte order mark first, which TOML does not know.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist", hint="give -c the path of a TOML file") from None
     except IsADirectoryError:
@@ -136,12 +168,30 @@ def _table_of(
     verb: str, verbs: Collection[str], tree: dict[str, Any], path: Path
 ) -> tuple[dict[str, Any], str]:
     """The settings of `verb` and where they stand: a recipe has a table for each verb it uses."""
-    if not tree or not all(key in verbs and isinstance(tree[key], dict) for key in tree):
+    tables = [key for key in tree if key in verbs and isinstance(tree[key], dict)]
+    if not tables:
         return tree, str(path)
-    if verb not in tree:
-        held = ", ".join(f"[{name}]" for name in tree)
+    beside = next((key for key in tree if key not in tables), None)
+    if beside is not None:
+        told = f"put it under one of them, such as [{tables[0]}]"
+        if isinstance(tree[beside], dict):
+            told = did_you_mean(beside, list(verbs))
+        raise UsageError(f"{beside} stands in {path} beside tables of verbs and is none", hint=told)
+    if verb not in tables:
+        held = ", ".join(f"[{name}]" for name in tables)
         raise UsageError(f"{path} has no table [{verb}]", hint=f"it has {held}")
     return tree[verb], f"{path} [{verb}]"
+
+
+def _check_tables(
+    tree: Mapping[str, Any], known: Collection[str], verbs: Collection[str], source: str
+) -> None:
+    """Raises UsageError for a table that is neither a group of settings nor a verb's."""
+    groups = {key.partition(".")[0] for key in known}
+    for name, value in tree.items():
+        if isinstance(value, dict) and name not in groups:
+            near = sorted({*groups, *verbs} - {*known})
+            raise UsageError(f"unknown table [{name}] in {source}", hint=did_you_mean(name, near))
 
 
 def _flatten(
@@ -213,6 +263,8 @@ def _build(settings_type: type[S], values: Mapping[str, Any], sources: Mapping[s
         where = f" (from {sources[key]})" if key in sources else ""
         choices = _choices(settings_type, key)
         what = "not a choice" if choices else message
+        if message.startswith("Expected `array`, got `str`"):
+            choices = f"write a list: {json.dumps([values.get(key)], ensure_ascii=False)}"
         raise UsageError(
             f"setting {key}{where}: {what}, got {values.get(key)!r}", hint=choices
         ) from None
@@ -234,19 +286,16 @@ def to_toml(settings: msgspec.Struct, sources: Mapping[str, str] | None = None) 
 
     sections: dict[str, list[str]] = {}
     for leaf in leaves(type(settings)):
-        value: Any = settings
-        for part in leaf.key.split("."):
-            value = getattr(value, part)
-        section = leaf.key.rpartition(".")[0]
-        line = (
-            f"# {leaf.field} = (not set)"
-            if value is None
-            else _assignment(leaf.field, value, tomli_w.dumps)
-        )
-        if sources is not None:
-            line += f"  # {sources[leaf.key]}"
-        elif value is None:
+        value = leaf.of(settings)
+        source = None if sources is None else sources[leaf.key]
+        if source is None and value is None:
             continue
+        if source == REQUIRED:
+            line = f"# {leaf.field} = {REQUIRED}"
+        else:
+            line = _assignment(leaf.field, value, tomli_w.dumps)
+            line += "" if source is None else f"  # {source}"
+        section = leaf.key.rpartition(".")[0]
         sections.setdefault(section, []).append(line)
     blocks = [
         "\n".join(([f"[{name}]"] if name else []) + lines) for name, lines in sections.items()
@@ -256,6 +305,8 @@ def to_toml(settings: msgspec.Struct, sources: Mapping[str, str] | None = None) 
 
 def _assignment(name: str, value: Any, dumps: Callable[[dict[str, Any]], str]) -> str:
     """`name = value`; a table goes on one line, for a header of its own would end the section."""
+    if value is None:
+        return f"# {name} = (not set)"
     if isinstance(value, dict):
         entries = ", ".join(_assignment(key, entry, dumps) for key, entry in value.items())
         return f"{name} = {{{entries}}}"

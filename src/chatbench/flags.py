@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from chatbench import console
-from chatbench.config import Leaf, Resolved, leaves, resolve, to_toml
+from chatbench.config import Leaf, Resolved, dashed, leaves, resolve, to_toml
 
 S = TypeVar("S", bound=msgspec.Struct)
 _COMMON = "Settings"
@@ -21,15 +21,10 @@ _COMMON = "Settings"
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def _dashes(name: str) -> str:
-    """`learning_rate` → `learning-rate`, `continue_` → `continue`."""
-    return name.rstrip("_").replace("_", "-")
-
-
 def _long_names(known: dict[str, Leaf]) -> Callable[[str], str]:
     """`learning_rate` and the names people know from other tools → our own; help shows ours."""
     aliases = {
-        alias.removeprefix("--"): _dashes(leaf.name)
+        alias.removeprefix("--"): dashed(leaf.name)
         for leaf in known.values()
         if leaf.meta is not None and leaf.meta.extra is not None
         for alias in leaf.meta.extra["names"]
@@ -37,8 +32,8 @@ def _long_names(known: dict[str, Leaf]) -> Callable[[str], str]:
     }
 
     def normalise(name: str) -> str:
-        dashed = _dashes(name)
-        return aliases.get(dashed, dashed)
+        own = dashed(name)
+        return aliases.get(own, own)
 
     return normalise
 
@@ -75,6 +70,7 @@ def settings_command(
             resolved = resolve(
                 settings_type, flags=flags, config_file=config_file, overrides=overrides,
                 verb=name, verbs=[str(other.name) for other in app.registered_commands],
+                incomplete=print_config,
             )  # fmt: skip
             if print_config:
                 _print_config(resolved)
@@ -82,7 +78,7 @@ def settings_command(
                 body(resolved.settings)
 
         parameters = [_argument(known[positional])] if positional else []
-        parameters += [_option(leaf) for leaf in known.values() if _is_flag(leaf)]
+        parameters += [_option(leaf) for leaf in known.values() if leaf.is_flag]
         parameters += _common_options()
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -93,21 +89,17 @@ def settings_command(
     return register
 
 
-def _is_flag(leaf: Leaf) -> bool:
-    return leaf.meta is not None and leaf.meta.extra is not None
-
-
 def _option(leaf: Leaf) -> inspect.Parameter:
     meta = leaf.meta
     assert meta is not None
     assert meta.extra is not None
-    main = f"--{_dashes(leaf.name)}"
+    main = leaf.spelled
     kind = leaf.plain_type
     shown: str | bool = False
     if leaf.default is not msgspec.NODEFAULT and leaf.default not in (None, [], False):
         shown = str(leaf.default)
     if kind is bool:
-        names = [f"{main}/--no-{_dashes(leaf.name)}" if leaf.default else main]
+        names = [f"{main}/--no-{dashed(leaf.name)}" if leaf.default else main]
         shown = "on" if leaf.default else False
     else:
         names = [main, *(n for n in meta.extra["names"] if not n.startswith("--"))]
@@ -183,9 +175,7 @@ def command_line(verb: str, settings: msgspec.Struct, positional: str | None = N
     """The shell command that gives these settings; defaults are left out."""
     words = ["chatbench", verb]
     for leaf in leaves(type(settings)):
-        value: Any = settings
-        for part in leaf.key.split("."):
-            value = getattr(value, part)
+        value = leaf.of(settings)
         if leaf.name == positional:
             words += value
         elif value != leaf.default:
@@ -194,11 +184,11 @@ def command_line(verb: str, settings: msgspec.Struct, positional: str | None = N
 
 
 def _words(leaf: Leaf, value: Any) -> list[str]:
-    if not _is_flag(leaf):
+    if not leaf.is_flag:
         return ["--set", f"{leaf.key}={value}"]
-    name = f"--{_dashes(leaf.name)}"
+    name = leaf.spelled
     if isinstance(value, bool):
-        return [name if value else f"--no-{_dashes(leaf.name)}"]
+        return [name if value else f"--no-{dashed(leaf.name)}"]
     if isinstance(value, list):
         return [word for entry in value for word in (name, str(entry))]
     return [name, str(value)]
