@@ -771,6 +771,20 @@ def test_dailydialog_has_a_conversation_a_line() -> None:
     assert failures([third]) == [("d.txt:4", "bad conversation")]
 
 
+def test_numbers_behind_a_conversation_of_dailydialog_are_no_turn() -> None:
+    lines = [
+        "Hi __eou__ Yes ? __eou__\t1\t2 1\t0 4",
+        "有茶吗？__eou__有。__eou__10\t块__eou__\t3\t2 1 1\t0 0 0 ",
+        "How many ? __eou__ 12",
+        "One ? __eou__\t1\t2\t0",
+    ]
+    records = told("\n".join(lines).encode(), "d.txt")[1]
+    assert [said(record) for record in records if isinstance(record, Document)] == [
+        ["Hi", "Yes ?"], ["有茶吗？", "有。", "10\t块"], ["How many ?", "12"]
+    ]  # fmt: skip
+    assert failures(records) == [("d.txt:4", "bad conversation")]
+
+
 def test_prose_that_mentions_the_mark_of_dailydialog_stays_prose() -> None:
     text = "Its turns end with __eou__ marks.\n\nPeople speak in turn.\n\n茶在架子上。\n"
     assert told(text.encode())[0] == "text · utf-8"

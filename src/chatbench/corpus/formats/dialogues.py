@@ -15,6 +15,8 @@ from chatbench.corpus.formats.turns import role_of
 from chatbench.corpus.sources.blob import ReadOptions
 
 _TURN_END = "__eou__"
+# Topic, acts and emotions as numbers behind the last turn (XDailyDialog).
+_ANNOTATIONS = re.compile(r"(?<=__eou__)\t[\d\s]+$")
 _START, _END = "<|im_start|>", "<|im_end|>"
 _MARK = re.compile(r"(<\|im_start\|>|<\|im_end\|>)")
 _FIELDS = re.compile(r"(?:text|labels|eval_labels):[^\t]*\t")
@@ -123,7 +125,8 @@ def read_dailydialog(source: Source) -> Iterator[Record]:
             continue
         number, text = line
         where = f"{source.name}:{number}"
-        said = [turn.strip() for turn in text.split(_TURN_END) if turn.strip()]
+        spoken = _ANNOTATIONS.sub("", text)
+        said = [turn.strip() for turn in spoken.split(_TURN_END) if turn.strip()]
         if len(said) > 1:
             turns = [Message("assistant" if n % 2 else "user", turn) for n, turn in enumerate(said)]
             yield Document(where, messages=tuple(turns), shape="dailydialog")
