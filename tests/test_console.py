@@ -177,3 +177,9 @@ def clean() -> dict[str, str]:
     """The environment without what speaks about terminals."""
     told = ("TERM", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
     return {name: value for name, value in os.environ.items() if name not in told}
+
+
+def test_what_is_counted_agrees_with_its_number() -> None:
+    said = [console.counted(n, "reply is", "replies are") for n in (0, 1, 2, 1234)]
+    assert said == ["0 replies are", "1 reply is", "2 replies are", "1,234 replies are"]
+    assert [console.counted(n, "row") for n in (1, 5)] == ["1 row", "5 rows"]

@@ -39,11 +39,20 @@ def test_json_and_back_changes_nothing(turns: tuple[Message, ...]) -> None:
         ([{"role": ["user"], "content": "x"}], "message 1 has role"),
         ([{"role": "user"}], "message 1 has no text in content"),
         ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], "no text in content"),
+        ([{"role": "user", "content": "x", "weight": 0.5}], "weight 0.5; only 0"),
+        ([{"role": "user", "content": "x", "weight": None}], "weight None; only 0"),
     ],
 )
 def test_what_is_off_is_said(raw: object, what: str) -> None:
     with pytest.raises(ValueError, match=what.replace("[", r"\[")):
         parse_messages(raw)
+
+
+@pytest.mark.parametrize("weight", [0, 1, 0.0, 1.0, False, True])
+def test_a_weight_is_nothing_or_one(weight: object) -> None:
+    (turn,) = parse_messages([{"role": "assistant", "content": "x", "weight": weight}])
+    assert turn.weight == weight
+    assert type(turn.weight) is int
 
 
 def test_an_exchange_has_a_system_turn_only_when_there_is_one() -> None:

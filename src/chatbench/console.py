@@ -181,6 +181,11 @@ class ProgressLine:
             say(f"{self._label} {100 * completed / self._total:3.0f} %  {detail}")
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """`1 reply is` or `1,234 replies are`: what is counted, in the words for one or for several."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
 def format_duration(seconds: float) -> str:
     """`95` → `1m35s`."""
     whole = max(0, round(seconds))

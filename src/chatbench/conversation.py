@@ -36,10 +36,17 @@ def _parse_message(number: int, entry: object) -> Message:
         raise ValueError(f"message {number} has role {role!r}, not one of {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ValueError(f"message {number} has no text in content")
-    weight = entry.get("weight", 1)
-    if weight not in (0, 1):
-        raise ValueError(f"message {number} has weight {weight!r}, not 0 or 1")
-    return Message(role, content, int(weight))
+    return Message(role, content, read_weight(number, entry.get("weight", 1)))
+
+
+def read_weight(number: int, weight: object) -> int:
+    """0: read, not learned, or 1, as in OpenAI's format. Raises ValueError for all else: half a
+    weight would be learned whole or not at all, and nobody would see it."""
+    if isinstance(weight, bool | int | float) and weight in (0, 1):
+        return int(weight)
+    raise ValueError(
+        f"message {number} has weight {weight!r}; only 0 (read, not learned) and 1 are understood"
+    )
 
 
 def exchange(prompt: str, reply: str, system: str | None = None) -> tuple[Message, ...]:

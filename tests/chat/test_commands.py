@@ -182,8 +182,9 @@ def test_set_switches_what_is_shown(session: ChatSession) -> None:
 
 def test_a_tag_becomes_control_text_in_the_system_turn(session: ChatSession) -> None:
     session.system = "Be kind"
-    assert said(session, "/set tag.style formal") == "style: formal"
-    assert said(session, "/set tag.主题=茶  和 书") == "主题: 茶 和 书"
+    unknown = "\nnothing is noted of tags the model has learned"
+    assert said(session, "/set tag.style formal") == f"style: formal{unknown}"
+    assert said(session, "/set tag.主题=茶  和 书") == f"主题: 茶 和 书{unknown}"
     assert said(session, "/show system") == "Be kind\n\nstyle: formal\n主题: 茶 和 书"
     assert "tag style: formal" in said(session, "/show info")
     assert said(session, "/set tag.style none") == "tag style removed"

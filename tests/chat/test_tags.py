@@ -109,14 +109,18 @@ def test_tags_and_what_was_learned_are_shown(session: ChatSession, base_run: Pat
     assert "nothing is noted" in said(other, "/tags")
     with pytest.raises(UsageError, match="no command /style"):
         run_command(other, "/style formal")
-    assert said(other, "/set tag.style foo") == "style: foo", "nobody knows what it has learned"
+    told = "style: foo\nnothing is noted of tags the model has learned"
+    assert said(other, "/set tag.style foo") == told
+    assert other.tags == {"style": "foo"}
+    assert said(other, "/tag style none") == "tag style removed"
 
 
 def test_what_was_not_learned_is_told_and_set_all_the_same(session: ChatSession) -> None:
     assert said(session, "/style foo").split("\n") == ["style: foo", FOREIGN_STYLE]
     assert session.tags == {"style": "foo"}
-    told = said(session, "/set tag.tone warm")
-    assert told.endswith("the model has not learned a tag tone; it knows style, 语气")
+    for typed in ("/set tag.nope x", "/set tag.nope=x", "/tag nope=x"):
+        told = said(session, typed).split("\n")
+        assert told == ["nope: x", "the model has not learned a tag nope; it knows style, 语气"]
 
 
 def test_the_model_reads_tags_in_the_order_it_has_learned(

@@ -154,9 +154,8 @@ def test_tags_that_say_nothing_are_not_counted(tmp_path: Path) -> None:
     values: list[Any] = ["a\nb", " a b ", "", None, [1], {"x": 1}, 3, " \n"]
     rows = [{"text": f"tea {n}", "style": value} for n, value in enumerate(values)]
     facts = facts_of(build(tmp_path / "c", numbered(tmp_path / "a.jsonl", rows),
-                           tag_column=["style", "absent"]))  # fmt: skip
+                           tag_column=["style"]))  # fmt: skip
     assert facts.tags["style"] == {"a b": 2, "3": 1}
-    assert not facts.tags.get("absent")
 
 
 def test_the_baseline_is_that_of_the_training_split(tmp_path: Path, rng: random.Random) -> None:

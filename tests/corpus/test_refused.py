@@ -11,6 +11,7 @@ from corpus.corpora import Row, build, exchange_row, facts_of, fates, numbered, 
 from text.foreign import llama3_like, mistral_like, write_tokenizer
 
 from chatbench.errors import DataError, ExitCode, UsageError
+from conftest import sample_chats, write_jsonl
 
 REFUSED = "refused by the chat template"
 ALTERNATING = "(m.role == 'user') != (loop.index0 % 2 == 0)"
@@ -107,7 +108,8 @@ def test_strict_asks_for_all_and_nothing_left_is_an_error(
 ) -> None:
     rows, good = some_rows(rng)
     path = numbered(tmp_path / "a.jsonl", rows)
-    with pytest.raises(DataError, match=f"{good.count(False)} records cannot be written") as raised:
+    told = f"{good.count(False)} records? cannot be written"
+    with pytest.raises(DataError, match=told) as raised:
         build(tmp_path / "c", path, tokenizer=str(mistral), strict=True)
     assert raised.value.exit_code == ExitCode.DATA
     bad = [row for row, taken in zip(rows, good, strict=True) if not taken]
@@ -138,3 +140,23 @@ def test_each_corpus_is_encoded_with_its_own_tokenizer(
     alone = build(tmp_path / "d", path, tokenizer=str(mistral))
     ids = [corpus.split("train").ids(0).tolist() for corpus in (again, alone)]
     assert ids[0] == ids[1]
+
+
+def test_half_a_weight_leaves_its_conversation_out_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not learned whole, not learned at all in silence."""
+    rows = sample_chats(12)
+    rows[4]["messages"][1]["weight"] = 0.5
+    rows[7]["messages"][1]["weight"] = 0
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    corpus = build(tmp_path / "c", path)
+    assert corpus.manifest.info["ledger"]["failed"] == {"bad row": 1}
+    assert "failed 1 (bad row 1)" in " ".join(capsys.readouterr().err.split())
+    (row,) = rows_of(corpus.folder / "dropped.jsonl")
+    assert row["source"].endswith("a.jsonl:5")
+    assert row["detail"] == (
+        "message 2 has weight 0.5; only 0 (read, not learned) and 1 are understood"
+    )
+    with pytest.raises(DataError, match="1 record cannot be read, and --strict"):
+        build(tmp_path / "d", path, strict=True)

@@ -381,6 +381,11 @@ BAD_ROWS = [
     (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "bad row",
      "image_url"),
     (b'{"messages": [{"role": "assistant", "content": "a", "weight": 2}]}', "bad row", "weight 2"),
+    (b'{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}', "bad row",
+     "message 1 has weight 0.5; only 0 (read, not learned) and 1"),
+    (b'{"conversations": [{"from": "gpt", "value": "a", "loss_weight": 0.25}]}', "bad row",
+     "weight 0.25; only 0"),
+    (b'{"messages": [{"role": "assistant", "content": "a", "weight": "1"}]}', "bad row", "only 0"),
 ]  # fmt: skip
 
 

@@ -359,7 +359,7 @@ def test_a_table_becomes_a_screen(
     assert open_screen(out).rejects(["blithering muppet", "tea 茶叶"]).tolist() == [True, False]
     assert captured.out == ""
     for said in ("precision", "recall", "F1", "false positives", "area under ROC", "threshold",
-                 "muppet", "1 rows not used: other label"):  # fmt: skip
+                 "muppet", "1 row not used: other label"):  # fmt: skip
         assert said in captured.err
     with pytest.raises(UsageError, match="--overwrite"):
         train(choice(data, tmp_path / "mine", good_label="fine"))
@@ -390,8 +390,8 @@ def test_labels_and_texts_come_from_any_record(
     rows = screening._labelled(records, ["1", "2"], "0")
     assert rows == [("one", "1"), ("two", "1"), ("three", False), ("four", "2")]
     said = capfd.readouterr().err
-    assert "1 rows not used: bad JSON" in said
-    assert "1 rows not used: no label" in said
+    assert "1 row not used: bad JSON" in said
+    assert "1 row not used: no label" in said
 
 
 @pytest.mark.parametrize("changes", [{"bad_label": ["vile"]}, {"good_label": "nice"}])

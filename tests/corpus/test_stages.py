@@ -25,9 +25,9 @@ from chatbench.conversation import Message, exchange, parse_messages
 from chatbench.corpus import plan
 from chatbench.corpus.cleaning.screen_training import train_on
 from chatbench.corpus.cleaning.stages import drop_empty, make_stages, tag_value, tagged
+from chatbench.corpus.columns import tag_columns
 from chatbench.corpus.document import Document, Dropped
 from chatbench.corpus.sources import parts
-from chatbench.corpus.sources.reading import tag_columns
 from chatbench.settings import PreprocessSettings
 from chatbench.text.template import render, render_texts
 from conftest import sample_chats, sample_texts, write_jsonl
@@ -192,7 +192,7 @@ def test_each_tag_is_left_out_in_its_share_of_documents_by_content_alone(dropout
 
 def test_tag_columns_may_be_listed_or_repeated() -> None:
     for given in (["style,topic"], ["style", "topic"], [" style , ,topic,style", "topic"]):
-        assert tag_columns(PreprocessSettings(out="x", tag_column=given)) == ["style", "topic"]
+        assert tag_columns(given) == ["style", "topic"]
 
 
 @pytest.mark.parametrize("columns", [["style,topic"], ["style", "topic"]], ids=str)

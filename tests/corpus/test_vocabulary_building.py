@@ -141,6 +141,10 @@ def test_a_template_belongs_to_a_tokenizer_and_is_looked_at_before_any_work(
     with pytest.raises(UsageError, match="--tokenizer"):
         check_tokenizer(PreprocessSettings(inputs=["x"], out="y", template="plain"))
     given = {"inputs": ["x"], "out": "y", "tokenizer": str(corpus_folder)}
-    with pytest.raises(UsageError, match=r"no <\|begin_of_text\|>"):
-        check_tokenizer(PreprocessSettings(**given, template="llama3"))
-    check_tokenizer(PreprocessSettings(**given, template="plain"))
+    with pytest.raises(UsageError, match="neither a file nor the name of a chat template"):
+        check_tokenizer(PreprocessSettings(**given, template="llama33"))
+    for template in ("plain", "llama3"):
+        check_tokenizer(PreprocessSettings(**given, template=template))
+    # Its control tokens are added where they are lacking.
+    before, after = (open_given(str(corpus_folder), name) for name in (None, "llama3"))
+    assert after.vocab_size == before.vocab_size + 4

@@ -204,6 +204,16 @@ def test_by_turn_asks_every_reply(settings: Make, tmp_path: Path) -> None:
     assert rows[0]["facets"] == {"topic": "茶"}
 
 
+def test_it_is_told_when_last_replies_alone_are_judged(
+    settings: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(settings())
+    said = "only the last reply of each conversation is judged, 1 has more"
+    assert said in capsys.readouterr().err
+    evaluate(settings(by=["turn"]))
+    assert "only the last reply" not in capsys.readouterr().err
+
+
 def test_a_part_has_the_scores_it_has_by_itself(tmp_path: Path, rng: random.Random) -> None:
     words = ["tea", "茶", "书", "rain", "at", "nine", "\n"]
     rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -149,3 +150,18 @@ def test_only_models_are_replaced(tmp_path: Path, rng: random.Random) -> None:
     with pytest.raises(UsageError, match="not a model"):
         save(opened.folder, other, overwrite=True)
     assert (other / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_a_classifier_is_refused_with_what_can_be_done(
+    opened: OpenedModel, tmp_path: Path, to: Any
+) -> None:
+    path = opened.folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    named = {"architectures": ["QwenForSequenceClassification"], "id2label": {"0": "好", "1": "b"}}
+    path.write_text(json.dumps(config | named), "utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match=r"is a classifier.*a Hugging Face folder already") as told:
+        export(ExportSettings(model=str(opened.folder), out=str(tmp_path / "out"), to=to))
+    assert f"chatbench classify -m {opened.folder}" in str(told.value)
+    assert sorted(tmp_path.rglob("*")) == before

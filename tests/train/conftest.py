@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 from train.parallel_runs import Ranks, words
+
+from conftest import ROOT
 
 
 @contextmanager
@@ -58,3 +61,34 @@ def alone(ranks: Ranks, corpus_folder: Path, tmp_path_factory: pytest.TempPathFa
     (done,) = ranks(1, words(corpus_folder, run))
     assert done["code"] == 0, done["err"]
     return run
+
+
+@pytest.fixture(scope="session")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of sums up to three, in both languages."""
+    from chatbench.corpus.build import preprocess
+    from chatbench.settings import PreprocessSettings
+
+    place = tmp_path_factory.mktemp("sums")
+    example = runpy.run_path(str(ROOT / "examples" / "arithmetic.py"))
+    data = example["write_sums"](place / "sums.jsonl", 3)
+    return preprocess(
+        PreprocessSettings(
+            inputs=[str(data)], out=str(place / "corpus"), vocab_size=300, val_fraction=0.2,
+            test_fraction=0.1, split_by="document",
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def sums_base(
+    sums: Path, tiny_settings: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A model that has seen a little of them."""
+    from chatbench.settings import ModelSettings
+    from chatbench.train.recipes import pretrain
+
+    settings = tiny_settings(sums, tmp_path_factory.mktemp("sums-base") / "run", steps=40)
+    settings.model = ModelSettings(n_layers=1, hidden_size=32, n_heads=2, ffn_size=64)
+    settings.train.batch_tokens = 480
+    return pretrain(settings)

@@ -133,3 +133,30 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
     board = Board(ASCII)
     board.samples = [("茶 tea", "é")]
     assert board.lines(80, 9)[-1].plain == "> \\u8336 tea -> \\xe9"
+
+
+def test_a_policy_is_judged_by_its_reward_and_the_first_of_equals_is_the_best() -> None:
+    board = Board()
+    told = []
+    for step, reward in ((2, 0.25), (4, 0.5), (6, 0.5), (8, 0.0)):
+        board.take({"step": step, "loss": -0.01, "reward": reward / 2, "reply_tokens": 4.0})
+        board.take({"step": step, "val_loss": -reward, "val_reward": reward, "val_truncated": 0.5})
+        told.append(board.verdict())
+    assert told == [
+        "val reward 0.250 (best)", "val reward 0.500 (best)",
+        "val reward 0.500 (best 0.500 at step 4)", "val reward 0.000 (best 0.500 at step 4)",
+    ]  # fmt: skip
+    assert board.lately() == "reward 0.000"
+    plain = [line.plain for line in board.lines(80, 24)]
+    assert plain[1:4] == [
+        "reward 0.000 ▅██▁", "val reward 0.000 ▅██▁ best 0.500 at step 4",
+        "length 4.0 · truncated 50%",
+    ]  # fmt: skip
+
+
+def test_a_validation_equal_to_an_earlier_one_is_not_the_best() -> None:
+    board = Board()
+    for step in (3, 5):
+        board.take({"step": step, "loss": 1.0, "val_loss": 2.0})
+    assert board.verdict() == "val 2.000 (best 2.000 at step 3)"
+    assert board.lately() == "loss 1.000"

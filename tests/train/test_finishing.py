@@ -97,9 +97,8 @@ def test_a_run_that_no_longer_gets_better_stops(
         patience=patience,
     ).fit()  # fmt: skip
     assert step_of(tmp_path) == {"step": 4, "trained": 4 + 2 * patience}
-    assert f"the last {patience} validations were not better than that of step 4" in (
-        capsys.readouterr().err
-    )
+    said = "1 validation was" if patience == 1 else f"{patience} validations were"
+    assert f"the last {said} not better than that of step 4" in capsys.readouterr().err
 
 
 def test_a_better_validation_in_between_starts_the_count_anew(

@@ -94,6 +94,25 @@ def test_much_forgotten_is_said_with_what_to_do(
     assert f"replay some of it: -d {corpus_folder}:0.1" in said
 
 
+@pytest.mark.parametrize(
+    ("objective", "told"),
+    [
+        ("sft", "replay some of it: -d {old}:0.1, or learn less: fewer --epochs"),
+        ("dpo", "learn less: a larger --beta, fewer --epochs"),
+        ("grpo", "learn less: --kl-coef, fewer --epochs"),
+    ],
+)
+def test_what_helps_depends_on_what_is_learned(
+    base_run: Path, corpus_folder: Path, chats: str, tmp_path: Path, objective: str, told: str
+) -> None:
+    settings = tuned(base_run, [chats], tmp_path / "run", objective=objective)
+    corpus, folder = open_corpus(corpus_folder), open_model(base_run, CPU).folder
+    probe = probe_of(settings, corpus, folder, tmp_path, 48, 2, 1000)
+    assert probe is not None
+    assert probe.advice.startswith(told.format(old=corpus_folder))
+    assert ("-d " in probe.advice) == (objective == "sft")
+
+
 def test_little_forgotten_is_no_warning(
     tmp_path: Path, base_run: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

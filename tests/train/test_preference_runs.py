@@ -131,8 +131,8 @@ def test_what_good_and_bad_wrote_is_learned_from(
     run = tmp_path / "run"
     assert cli.run(words(base_run, path, run)) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "1 bad replies without a good one to the same prompt left out" in said
-    assert "1 conversations or texts that are no pair left out" in said
+    assert "1 bad reply without a good one to the same prompt left out" in said
+    assert "1 conversation or text that is no pair left out" in said
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("val_accuracy" in row for row in rows)
 

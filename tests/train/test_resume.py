@@ -74,7 +74,7 @@ def whole(
     # It met every trouble that there is.
     skipped = [row["step"] for row in rows_of(run) if "skipped" in row]
     assert skipped == [12, 31, 41]
-    assert "1 rows are computed at once" in done["err"]
+    assert "1 row is computed at once" in done["err"]
     assert [path.name[-2:] for path in checkpoints_of(run)] == ["25", "56", "60"]
     best = checkpoints_of(run)[0] / "model" / "model.safetensors"
     assert (run / "model" / "model.safetensors").read_bytes() == best.read_bytes()

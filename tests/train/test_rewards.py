@@ -12,9 +12,18 @@ from chatbench.corpus.build import preprocess
 from chatbench.corpus.cleaning.screen_training import train_on
 from chatbench.corpus.shards import open_corpus
 from chatbench.errors import DataError, UsageError, UserError
-from chatbench.settings import PreprocessSettings
+from chatbench.settings import FinetuneSettings, GrpoSettings, PreprocessSettings
 from chatbench.text.metrics import METRICS
-from chatbench.train.rewards import RULES, Exchange, Weighted, parse_rewards, reward, total
+from chatbench.train.prompts import check_rewards
+from chatbench.train.rewards import (
+    RULES,
+    Exchange,
+    Reward,
+    Weighted,
+    parse_rewards,
+    reward,
+    total,
+)
 from chatbench.train.rollouts import Tasks
 from chatbench.train.tag_reward import TagRewards
 
@@ -175,3 +184,25 @@ def test_a_tag_of_one_value_cannot_be_judged(tmp_path: Path) -> None:
     of_tag = TagRewards(corpus.tags(), Tasks(corpus.split("train"), corpus.tokenizer, 1000))
     with pytest.raises(DataError, match="fewer than two values"):
         of_tag("style")
+
+
+def test_a_tag_may_be_written_with_spaces() -> None:
+    asked: list[str] = []
+
+    def of_tag(column: str) -> Reward:
+        asked.append(column)
+        return lambda exchange: 0.0
+
+    assert [each.weight for each in parse_rewards(["tag: 语气 ", "tag:style *2"], of_tag)] == [1, 2]
+    assert asked == ["语气", "style"]
+
+
+def test_data_that_are_not_there_are_not_said_to_lack_a_tag(tmp_path: Path) -> None:
+    given = FinetuneSettings(
+        model="m", data=[str(tmp_path / "没有")], out="o", objective="grpo",
+        grpo=GrpoSettings(reward=["tag:语气"]),
+    )  # fmt: skip
+    check_rewards(given)
+    (tmp_path / "没有").mkdir()
+    with pytest.raises(UsageError, match="the data have no tag '语气'"):
+        check_rewards(given)

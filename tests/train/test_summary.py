@@ -72,3 +72,15 @@ def test_a_run_without_validation_or_logs_has_less_to_say(tmp_path: Path) -> Non
     ]  # fmt: skip
     (tmp_path / "metrics.jsonl").unlink()
     assert summary(tmp_path, finetuned=True)[0] == "trained: 0 steps · 0 tokens"
+
+
+def test_a_run_by_rewards_ends_with_rewards(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "metrics.jsonl", [
+        {"step": 4, "loss": 0.01, "reward": 0.25},
+        {"step": 4, "val_loss": -0.5, "val_reward": 0.5, "val_reply_tokens": 3.25},
+        {"step": 8, "loss": -0.02, "reward": 0.375},
+        {"step": 8, "val_loss": -0.5, "val_reward": 0.5, "val_reply_tokens": 9.0},
+    ])  # fmt: skip
+    assert summary(tmp_path, finetuned=True)[0] == (
+        "reached: train reward 0.375 · val reward 0.500 at step 4, best of 2 · length 3.2"
+    )

@@ -24,10 +24,11 @@ from train.test_batches import (
 
 from chatbench.conversation import Message
 from chatbench.corpus.mixture import MixedSplit, Part
+from chatbench.settings import FinetuneSettings, TrainSettings
 from chatbench.text.rendering import Item, render_arrays
-from chatbench.train.batches import PackedRows, borders_of, collate
+from chatbench.train.batches import PackedRows, Tally, borders_of, collate
 from chatbench.train.recipes import finetune
-from chatbench.train.supervised import told
+from chatbench.train.supervised import told, too_long
 from conftest import sample_chats, write_jsonl
 
 Documents = list[tuple[list[int], list[int]]]
@@ -157,9 +158,21 @@ def test_what_is_cut_is_counted(tmp_path: Path, rng: random.Random) -> None:
     # Nothing that is learned gets lost by cutting.
     assert rows.tally.learned == sum(sum(weights) for _, weights in documents)
     lines = told(rows.tally, seq_len)
-    assert any(f"{cut:,} conversations are longer than a row of 20 tokens" in x for x in lines) == (
-        cut > 0
-    )
+    one = "conversation is" if cut == 1 else "conversations are"
+    said = f"{cut:,} {one} longer than a row of 20 tokens"
+    assert sum(said in line for line in lines) == (cut > 0)
+
+
+def test_one_is_told_as_one() -> None:
+    assert told(Tally(cut=1, pieces=2, skipped=1), 1000) == [
+        "1 conversation is longer than a row of 1,000 tokens: cut into 2 pieces",
+        "1 text or piece holds no reply to learn from and stays out",
+    ]
+    assert told(Tally(cut=2, pieces=1234, orphans=1, skipped=2), 9) == [
+        "2 conversations are longer than a row of 9 tokens: cut into 1,234 pieces, in which 1 reply"
+        " stands without its question",
+        "2 texts and pieces hold no reply to learn from and stay out",
+    ]
 
 
 def test_cutting_is_told(
@@ -223,3 +236,47 @@ def test_rows_of_real_conversations_give_the_same_gradient_in_any_cut(
         for ours, theirs in zip(gradients(micro), whole, strict=True):
             # Sums of a few hundred float64 terms of order one.
             assert float((ours - theirs).abs().max()) < 1e-9
+
+
+def slow_share(places: list[int], seq_len: int) -> float:
+    """Of what is empty, filling row after row: each piece where it leaves the least room."""
+    rooms: list[int] = []
+    for length in places:
+        fitting = [room for room in rooms if room >= length]
+        best = min(fitting, default=seq_len)
+        if fitting:
+            rooms.remove(best)
+        rooms.append(best - length)
+    assert sum(rooms) + sum(places) == len(rooms) * seq_len
+    return 1 - sum(places) / (len(rooms) * seq_len)
+
+
+def test_rows_that_are_too_long_are_told_with_the_share(rng: random.Random) -> None:
+    for _ in range(100):
+        places = [rng.randint(1, 60) for _ in range(rng.randint(1, 12))]
+        seq_len = rng.randint(max(places), 1000)
+        share, better = slow_share(places, seq_len), slow_share(places, max(places))
+        lines = too_long(places, seq_len)
+        assert len(lines) == (share >= 0.25 and better <= share - 0.1)
+        for line in lines:
+            assert line.startswith(f"{share:.0%} of the places in rows of {seq_len:,} tokens")
+            assert line.endswith(f"--seq-len {max(places)} leaves {better:.0%} empty")
+    assert too_long([], 100) == []
+    assert too_long([60] * 9, 100)[0].startswith("40% of the places")
+    assert too_long([5] * 1000, 100) == []
+
+
+def test_too_long_a_row_is_told_where_somebody_asked_for_it(
+    base_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_jsonl(tmp_path / "a.jsonl", sample_chats(6)[1:3])
+    for number, seq_len in enumerate((48, None)):
+        finetune(
+            FinetuneSettings(
+                model=str(base_run), data=[str(data)], out=str(tmp_path / f"run{number}"),
+                dtype="float32", device="cpu", dry_run=True,
+                train=TrainSettings(seq_len=seq_len, tensorboard=False),
+            )
+        )  # fmt: skip
+        told = " ".join(capsys.readouterr().err.split())
+        assert ("of the places in rows of 48 tokens hold nothing" in told) == (seq_len is not None)

@@ -15,6 +15,7 @@ from chatbench.text.tags import said, unlearned
 
 TAG = "tag."
 _BAR = 40
+_NOTHING_NOTED = "nothing is noted of tags the model has learned"
 _ALIASES = {
     alias.removeprefix("--"): leaf.name
     for leaf in leaves(SamplingSettings)
@@ -99,7 +100,7 @@ def tags(session: ChatSession, argument: str) -> Reply:
     for name, values in known.items():
         counted = ", ".join(f"{value} ({count:,})" for value, count in values.items())
         lines.append(f"the model has learned {name}: {counted}")
-    return "\n".join(lines if known else [*lines, "nothing is noted of tags the model has learned"])
+    return "\n".join(lines if known else [*lines, _NOTHING_NOTED])
 
 
 def _tag_of(session: ChatSession, typed: str) -> tuple[str, str]:
@@ -119,7 +120,8 @@ def _set_tag(session: ChatSession, name: str, text: str) -> Reply:
     session.put_tags({name: value})
     if value is None:
         return f"tag {name} removed"
-    return "\n".join([f"{name}: {value}", *unlearned({name: value}, known)])
+    told = unlearned({name: value}, known) if known else [_NOTHING_NOTED]
+    return "\n".join([f"{name}: {value}", *told])
 
 
 def _shown(value: object) -> str:

@@ -30,6 +30,7 @@ from chatbench.corpus import plan as plans
 from chatbench.corpus.chunks import Entries, content_sizes, digests_of
 from chatbench.corpus.cleaning.refused import REFUSED
 from chatbench.corpus.cleaning.stages import make_stages
+from chatbench.corpus.columns import check_columns, tag_columns
 from chatbench.corpus.crew import Crew, WorkerLost, cores
 from chatbench.corpus.encoding import HELD_OUT, BucketResult, item_of, rows_path, shard_path
 from chatbench.corpus.fluent import sample_documents
@@ -210,14 +211,9 @@ class Build:
         parts = list(plan_parts(inputs, read_options(self.settings)))
         self._match_key(inputs)
         plans.write_job(self.work, plans.Job(self.settings))
-        results: dict[int, PartResult] = {}
-        todo = []
-        for number in range(len(parts)):
-            finished = _finished(self.work, number)
-            if finished is None:
-                todo.append(number)
-            else:
-                results[number] = finished
+        before = {number: _finished(self.work, number) for number in range(len(parts))}
+        results = {number: result for number, result in before.items() if result is not None}
+        todo = [number for number in before if number not in results]
         if results:
             console.say(f"{len(results)} of {len(parts)} parts were finished before")
         total = sum(found.bytes for found in inputs)
@@ -232,6 +228,8 @@ class Build:
             ledger.add_part(results[number])
         accounts.show_verdicts(ledger)
         self._refuse_failures(ledger)
+        if ledger.total().kept:  # else there is worse to tell
+            check_columns(tag_columns(self.settings.tag_column), ledger.columns)
         return [name for number in range(len(parts)) for name in results[number].chunks]
 
     def _match_key(self, inputs: Sequence[Input]) -> None:
@@ -268,7 +266,8 @@ class Build:
             accounts.show(ledger)
             what = "read" if failed else "written in the chat template"
             raise DataError(
-                f"{failed or refused} records cannot be {what}, and --strict asks for all",
+                f"{console.counted(failed or refused, 'record')} cannot be {what}, and --strict "
+                "asks for all",
                 hint="mend them, or leave --strict out to go on without them",
             )
 

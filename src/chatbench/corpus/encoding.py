@@ -16,10 +16,11 @@ import numpy as np
 from chatbench.conversation import Message
 from chatbench.corpus.cleaning.language import languages
 from chatbench.corpus.cleaning.stages import tag_value
+from chatbench.corpus.columns import tag_columns
 from chatbench.corpus.document import Document, Dropped
 from chatbench.corpus.plan import REASONS, Bucket, read_job
 from chatbench.corpus.shards import TAG_ASPECT, ShardWriter
-from chatbench.corpus.sources.reading import SHOWN_PER_REASON, dropped_row, excerpt, tag_columns
+from chatbench.corpus.sources.reading import SHOWN_PER_REASON, dropped_row, excerpt
 from chatbench.corpus.split import SPLITS
 from chatbench.corpus.untagging import Splices, splices, with_fewer_tags
 from chatbench.text.rendering import Item, RenderedArrays, render_arrays
@@ -61,7 +62,7 @@ def encode_bucket(folder: str, number: int) -> BucketResult:
     tokenizer = _open(place / "tokenizer")
     job = read_job(place)
     bucket = Bucket(place, job, number)
-    writer = _BucketWriter(place, number, tokenizer, tag_columns(job.settings))
+    writer = _BucketWriter(place, number, tokenizer, tag_columns(job.settings.tag_column))
     with writer:
         for places, documents in bucket.batches(0, 1, 2):
             writer.keep(documents, bucket.entries["fate"][places].tolist())

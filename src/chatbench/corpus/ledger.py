@@ -70,6 +70,7 @@ class Ledger:
         self.sources = [SourceAccount(found.name, found.bytes) for found in inputs]
         self.counts: dict[str, Counter[str]] = {}
         self.examples: dict[str, list[str]] = {}
+        self.columns: Counter[str] = Counter()
         self._strangers: list[SourceAccount] = []
         for failure in unreadable:
             account = Account(1, failed=Counter({failure.reason: 1}))
@@ -88,6 +89,7 @@ class Ledger:
                 source.verdict = "; ".join(tally.verdicts)
         for stage, counter in result.counts.items():
             self.counts.setdefault(stage, Counter()).update(counter)
+        self.columns.update(result.columns)
         self._note(result.examples)
 
     def add_fates(self, entries: Entries) -> None:

@@ -75,6 +75,7 @@ def judge(opened: OpenedModel, settings: EvaluateSettings) -> Findings:
         sums = scored_texts(opened, test, settings)
         measured = likelihood_measured(sums, f"{reach}|weights:{settings.quantize}")
         others = _beside_full(full, measured)
+    _tell_of_turns(test.questions, settings)
     asked = ask(opened, test.questions[: settings.max_examples], settings)
     return asked._replace(sums=sums, likelihood=measured, others=others, failed=test.failed)
 
@@ -150,6 +151,15 @@ def _tell(found: Findings, asked: int, opened: OpenedModel) -> None:
         console.notice(
             f"{found.shortened} of {asked} conversations are longer than {context}; "
             "their oldest exchanges were left out, as in a chat"
+        )
+
+
+def _tell_of_turns(questions: Sequence[Question], settings: EvaluateSettings) -> None:
+    longer = sum(question.turn > 1 for question in questions)
+    if longer and "turn" not in settings.by:
+        console.notice(
+            "only the last reply of each conversation is judged, "
+            f"{console.counted(longer, 'has', 'have')} more; --by turn judges every reply"
         )
 
 

@@ -12,6 +12,7 @@ from chatbench.errors import UsageError
 from chatbench.export.gguf import Plan, plan, require_gguf, write_gguf
 from chatbench.export.verify import verify_folder, verify_gguf
 from chatbench.model.adapter import fold
+from chatbench.model.finding import find_model
 from chatbench.model.folder import (
     CONFIG,
     OpenedModel,
@@ -21,6 +22,7 @@ from chatbench.model.folder import (
     stored_weights,
     write_model,
 )
+from chatbench.model.labels import labels_of
 from chatbench.model.weights import READABLE, open_weights
 from chatbench.settings import ExportSettings
 from chatbench.storage import new_file, new_folder, require_own
@@ -35,11 +37,17 @@ _KNOWN_SINCE = {"qwen3": "4.51", "qwen2": "4.37", "mistral": "4.34"}
 def export(settings: ExportSettings) -> Path:
     """Write a model for other programs; the path of what was written.
 
-    Raises UsageError (nothing to open, the path is taken, package gguf absent), IntegrityError (a
-    damaged model, or one that the other programs would compute or read differently),
-    EnvironmentFault (disk).
+    Raises UsageError (nothing to open, a classifier, the path is taken, package gguf absent),
+    IntegrityError (a damaged model, or one that the other programs would compute or read
+    differently), EnvironmentFault (disk).
     """
     out = Path(settings.out)
+    if labels_of(settings.model):
+        raise UsageError(
+            f"{settings.model} is a classifier; what is exported are models that write text",
+            hint=f"its folder {find_model(Path(settings.model))} is a Hugging Face folder already; "
+            f"labels: chatbench classify -m {settings.model}",
+        )
     if settings.to == "gguf":
         require_gguf()
         _require_free_file(out, overwrite=settings.overwrite)

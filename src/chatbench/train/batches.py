@@ -190,8 +190,8 @@ class PackedRows:
         for document in permutation(seed, -1 & 0xFFFFFFFF, len(split)):
             spans += self._counted(int(document))
         # A row has room for what a conversation is with its tags or without, whichever is more.
-        longest = [self._tags.longest(*span, seq_len + 1) - 1 for span in spans]
-        self._bins = pack(longest, seq_len)
+        self.places = [self._tags.longest(*span, seq_len + 1) - 1 for span in spans]
+        self._bins = pack(self.places, seq_len)
         self._spans_kept = spans
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, epoch, len(self._bins)))
 

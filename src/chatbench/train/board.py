@@ -123,7 +123,7 @@ class Board:
     def __init__(self, glyphs: Glyphs = UNICODE) -> None:
         self._glyphs = glyphs
         self.share = self.left = 0.0
-        self.step = self.skipped = self.best_step = 0
+        self.step = self.skipped = self.best_step = self.judged_step = 0
         self.loss = self.best = math.nan
         self.losses, self.rewards, self.validations = History(), History(), History()
         self.now: dict[str, float] = {}
@@ -143,9 +143,10 @@ class Board:
             self.rewards.add(numbers["reward"])
         if "val_loss" in numbers:
             value = numbers["val_loss"]
-            self.validations.add(value)
+            self.validations.add(self._shown_value(value))
+            self.judged_step = int(step) if isinstance(step, int) else 0
             if math.isfinite(value) and not self.best <= value:
-                self.best, self.best_step = value, int(step) if isinstance(step, int) else 0
+                self.best, self.best_step = value, self.judged_step
 
     def lines(self, width: int, height: int) -> list[Text]:
         """At most `height` lines of less than `width` columns, the most telling first."""
@@ -186,27 +187,43 @@ class Board:
             drawn = sparkline(history.values, columns, self._glyphs.levels)
         return Text.assemble((begin, "bold"), (drawn, style), end)
 
+    @property
+    def _is_rewarded(self) -> bool:
+        """Whether what is validated is a reward, of which the loss is the negative."""
+        return "val_reward" in self.now
+
+    def _shown_value(self, loss: float) -> float:
+        return 0.0 - loss if self._is_rewarded else loss
+
     def _validation(self, room: int) -> Text:
-        return self._curve(
-            "val", self.now["val_loss"], self.validations, "magenta", room, f" {self._mark()}"
-        )
+        name = "val reward " if self._is_rewarded else "val"
+        value = self._shown_value(self.now["val_loss"])
+        return self._curve(name, value, self.validations, "magenta", room, f" {self._mark()}")
 
     def _mark(self) -> str:
-        if self.now["val_loss"] == self.best:
+        """The first of equals is the best."""
+        if self.judged_step == self.best_step:
             return "best"
-        return f"best {self.best:.3f} at step {self.best_step:,}"
+        return f"best {self._shown_value(self.best):.3f} at step {self.best_step:,}"
 
     def verdict(self) -> str:
         """The last validation in words."""
-        return f"val {self.now['val_loss']:.3f} ({self._mark()})"
+        name = "val reward" if self._is_rewarded else "val"
+        return f"{name} {self._shown_value(self.now['val_loss']):.3f} ({self._mark()})"
+
+    def lately(self) -> str:
+        """What training is at: the loss, or the reward where a loss says nothing."""
+        if self.rewards.values:
+            return f"reward {self.now['reward']:.3f}"
+        return f"loss {self.loss:.3f}"
 
     def reported(self) -> list[str]:
         """What the objective says of the last validation besides, of training where nothing is
-        held out."""
+        held out. A reward has a curve of its own."""
         return [
             f"{shown} {make(self.now.get(f'val_{name}', self.now.get(name, math.nan)))}"
             for name, (shown, make) in REPORTED.items()
-            if name in self.now or f"val_{name}" in self.now
+            if name != "reward" and (name in self.now or f"val_{name}" in self.now)
         ]
 
     def bits(self) -> list[str]:

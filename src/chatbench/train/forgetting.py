@@ -18,7 +18,7 @@ from chatbench.model.folder import open_model, read_provenance, tokenizer_folder
 from chatbench.model.transformer import GPT
 from chatbench.settings import FinetuneSettings, PreprocessSettings
 from chatbench.storage import read_manifest, verify_files, write_json
-from chatbench.text.tokenizer import Tokenizer
+from chatbench.text.tokenizer import Tokenizer, open_tokenizer
 from chatbench.train.batches import StreamRows, held_out
 from chatbench.train.likelihood import Likelihood
 from chatbench.train.objective import Batch
@@ -104,12 +104,23 @@ def probe_of(
     batches = held_out(stream, rows, min(_TOKENS, tokens))
     if not batches:
         return None
-    replayed = any(known.folder == other.folder for other in corpus.replayed)
-    more = "raise its share" if replayed else f"replay some of it: -d {known.folder}:0.1"
-    if settings.probe is not None:
-        more = "replay some of it, as in -d OLD:0.1"
-    advice = f"{more}, or learn less: fewer --epochs, a lower --learning-rate, --lora-rank"
+    advice = _advice(settings, corpus, known)
     return Probe(settings.probe or str(known.folder), batches, corpus.tokenizer, advice)
+
+
+def _advice(settings: FinetuneSettings, corpus: Corpus, known: Corpus) -> str:
+    """What helps against forgetting; texts of before are nothing to prefer and earn no reward."""
+    less = "fewer --epochs, a lower --learning-rate, --lora-rank"
+    if settings.objective == "dpo":
+        return f"learn less: a larger --beta, {less}"
+    if settings.objective == "grpo":
+        return f"learn less: --kl-coef, {less}"
+    more = f"replay some of it: -d {known.folder}:0.1"
+    if settings.probe is not None or known.tokenizer.digest != corpus.tokenizer.digest:
+        more = "replay some of it, as in -d OLD:0.1"
+    elif any(known.folder == other.folder for other in corpus.replayed):
+        more = "raise its share"
+    return f"{more}, or learn less: {less}"
 
 
 def _found(
@@ -128,7 +139,7 @@ def _named(name: str, base: Path, place: Path, tokenizer: Tokenizer) -> tuple[Co
     corpus in other tokens."""
     if (Path(name) / "manifest.json").is_file():
         corpus = open_corpus(Path(name))
-        if corpus.tokenizer.digest != tokenizer.digest:
+        if not _same_ids(corpus, base, tokenizer):
             raise IntegrityError(
                 f"{name} was made with another tokenizer than the model's",
                 hint="give --probe the texts themselves",
@@ -155,12 +166,20 @@ def _of_base(base: Path, tokenizer: Tokenizer) -> Corpus | None:
         for run in (base, *base.parents[:4]):
             for folder in _corpora_of(run):
                 corpus = _held_out_of(folder)
-                same = corpus is not None and corpus.tokenizer.digest == tokenizer.digest
-                if corpus is not None and same and corpus.fingerprint == wanted:
+                if corpus is None or corpus.fingerprint != wanted:
+                    continue
+                if _same_ids(corpus, base, tokenizer):
                     return corpus
     except (UserError, OSError) as error:
         console.notice(f"what the model forgets is not measured: {error}")
     return None
+
+
+def _same_ids(corpus: Corpus, base: Path, tokenizer: Tokenizer) -> bool:
+    """Whether a corpus is written in the ids of the model: those of its base stay, whatever control
+    tokens it got besides."""
+    known = corpus.tokenizer.digest
+    return known in (tokenizer.digest, open_tokenizer(tokenizer_folder(base)).digest)
 
 
 def _corpora_of(run: Path) -> Sequence[Path]:

@@ -264,8 +264,9 @@ class Trainer:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         console.notice(
-            f"out of memory at step {state.step}: from here on {state.micro_batch} rows are "
-            "computed at once; the batch of a step stays the same"
+            f"out of memory at step {state.step}: from here on "
+            f"{console.counted(state.micro_batch, 'row is', 'rows are')} computed at once; the "
+            "batch of a step stays the same"
         )
 
     def _move(
@@ -378,8 +379,9 @@ class Trainer:
         state = self._state
         if self._is_stale():
             console.say(
-                f"stopped early: the last {state.stale} validations were not better than that of "
-                f"step {state.best_step}"
+                "stopped early: the last "
+                f"{console.counted(state.stale, 'validation was', 'validations were')} not better "
+                f"than that of step {state.best_step}"
             )
         if not self._world.first:
             return self._run

@@ -163,7 +163,7 @@ class Monitor:
         elif now - self._said >= self._pause(now):
             self._said = now
             facts = [
-                f"loss {loss:.3f}",
+                board.lately(),
                 *board.speed(),
                 f"{console.format_duration(board.left)} left",
             ]

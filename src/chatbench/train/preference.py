@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatbench import console
-from chatbench.errors import DataError, IntegrityError, UsageError
+from chatbench.errors import DataError, IntegrityError
 from chatbench.model.device import pick_dtype
 from chatbench.model.head import token_logprobs
 from chatbench.model.kernels.compiled import Linear
@@ -227,11 +227,6 @@ def preferences(given: Given) -> Pairs:
     """The pairs of a corpus; what is left out is told. Raises DataError when there is none,
     IntegrityError when they do not fit the model."""
     settings, corpus = given.settings, given.corpus
-    if settings.preference.label_smoothing and settings.preference.loss_type != "sigmoid":
-        raise UsageError(
-            f"--label-smoothing does not go with --loss-type {settings.preference.loss_type}",
-            hint="leave one of them out",
-        )
     check_ids(corpus, given.model.config.vocab_size)
     check_conversations(corpus)
     splits = {name: corpus.split(name) for name in ("train", "val")}
@@ -263,13 +258,15 @@ def preferences(given: Given) -> Pairs:
 
 def _left_out(found: list[Found], seq_len: int) -> str:
     """What of the corpus is not learned from, in words."""
+    alone, none = "without a good one to the same prompt left out", "no pair left out"
     words = {
-        "cut": "{} without their oldest turns",
-        "long": f"{{}} of more than {seq_len} tokens left out",
-        "same": "{} in which no reply differs left out",
-        "alone": "{} bad replies without a good one to the same prompt left out",
-        "plain": "{} conversations or texts that are no pair left out",
-    }
+        "cut": ("without its oldest turns", "without their oldest turns"),
+        "long": (f"of more than {seq_len} tokens left out",) * 2,
+        "same": ("in which no reply differs left out",) * 2,
+        "alone": (f"bad reply {alone}", f"bad replies {alone}"),
+        "plain": (f"conversation or text that is {none}",
+                  f"conversations or texts that are {none}"),
+    }  # fmt: skip
     counts = {name: sum(getattr(each, name) for each in found) for name in words}
-    said = [words[name].format(f"{count:,}") for name, count in counts.items() if count]
+    said = [console.counted(count, *words[name]) for name, count in counts.items() if count]
     return "".join(f"; {each}" for each in said)

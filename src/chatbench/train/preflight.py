@@ -50,7 +50,7 @@ def learned(tally: Tally) -> str:
     share = tally.learned / tally.tokens
     return (
         f"learned: {share:.0%} of {console.format_count(tally.tokens)} tokens, "
-        f"{tally.replies:,} replies"
+        f"{console.counted(tally.replies, 'reply', 'replies')}"
     )
 
 

@@ -22,10 +22,11 @@ def summary(run: Path, *, finetuned: bool, ended: TrainState | None = None) -> l
     to say."""
     best: dict[str, Any] | None = None
     validations = skipped = tokens = step = 0
-    loss = math.nan
+    loss = reward = math.nan
     for row in _rows(run / "metrics.jsonl"):
         step = max(step, row["step"])
         tokens, loss = row.get("tokens", tokens), row.get("loss", loss)
+        reward = row.get("reward", reward)
         skipped += "skipped" in row
         if row.get("val_loss") is not None:  # in JSON what is no number is null
             validations += 1
@@ -36,24 +37,31 @@ def summary(run: Path, *, finetuned: bool, ended: TrainState | None = None) -> l
         seconds = row.get("seconds", seconds)
     if ended is not None:  # the logs lack the steps after their last line
         step, tokens, seconds = ended.step, ended.tokens, ended.seconds
-    cost = [f"{step:,} steps", f"{console.format_count(tokens)} tokens"]
+    cost = [console.counted(step, "step"), f"{console.format_count(tokens)} tokens"]
     cost += [console.format_duration(seconds)] if seconds else []
     cost += [f"{skipped} skipped"] if skipped else []
     reached = [f"train loss {loss:.3f}"] if math.isfinite(loss) else []
+    if math.isfinite(reward):  # the loss of a policy says nothing
+        reached = [f"train reward {reward:.3f}"]
     if best is not None:
-        reached.append(
-            f"val {best['val_loss']:.3f} at step {best['step']:,}, best of {validations}"
-        )
-        reached += [
-            f"{shown} {make(best[f'val_{name}'])}"
-            for name, (shown, make) in REPORTED.items()
-            if best.get(f"val_{name}") is not None
-        ]
+        reached += _judged(best, validations)
     lines = [f"reached: {' · '.join(reached)}"] if reached else []
     if best is not None and "val_bits_per_byte" in best:
         lines.append(_held_against(best["val_bits_per_byte"], read_references(run)))
     lines.append(f"trained: {' · '.join(cost)}")
     return [*lines, f"next: {_next(run, finetuned=finetuned)}"]
+
+
+def _judged(best: dict[str, Any], validations: int) -> list[str]:
+    """The best validation; of rewards the loss is the negative."""
+    rewarded = best.get("val_reward") is not None
+    what = f"val reward {best['val_reward']:.3f}" if rewarded else f"val {best['val_loss']:.3f}"
+    others = [
+        f"{shown} {make(best[f'val_{name}'])}"
+        for name, (shown, make) in REPORTED.items()
+        if name != "reward" and best.get(f"val_{name}") is not None
+    ]
+    return [f"{what} at step {best['step']:,}, best of {validations}", *others]
 
 
 def _held_against(bits: float, references: dict[str, float]) -> str:

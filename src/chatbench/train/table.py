@@ -73,14 +73,14 @@ def _model(config: ModelConfig, total: int) -> str:
 
 
 def _run(plan: Plan, rows_per_epoch: int, config: ModelConfig) -> str:
-    length = [f"{plan.steps:,} steps"] if plan.steps else []
+    length = [console.counted(plan.steps, "step")] if plan.steps else []
     length += [_minutes(plan.minutes)] if plan.minutes else []
     tokens = expected_tokens(plan)
     if tokens == float("inf"):
         return ", ".join(length)
     steps = tokens / (plan.rows_per_step * plan.seq_len)
     if not plan.steps or steps < plan.steps:
-        length.append(f"about {max(1, round(steps)):,} steps")
+        length.append(f"about {console.counted(max(1, round(steps)), 'step')}")
     epochs = steps * plan.rows_per_step / rows_per_epoch
     each = tokens / sum(parameters(config))
     return (
@@ -95,8 +95,9 @@ def _minutes(minutes: float) -> str:
 
 def _batch(plan: Plan) -> str:
     return (
-        f"{plan.rows_per_step * plan.seq_len:,} tokens a step, {plan.rows_per_step} rows of "
-        f"{plan.seq_len}, {plan.micro_batch} at once · peak rate {plan.learning_rate:.3g}"
+        f"{plan.rows_per_step * plan.seq_len:,} tokens a step, "
+        f"{console.counted(plan.rows_per_step, 'row')} of {plan.seq_len}, {plan.micro_batch} at "
+        f"once · peak rate {plan.learning_rate:.3g}"
     )
 
 

@@ -83,8 +83,8 @@ def block(paths: Sequence[str], said: Callable[[str], None] | None = None) -> Bl
     if stage.skipped:
         say = console.notice if said is None else said
         say(
-            f"{len(stage.skipped)} entries of {', '.join(paths)} hold no letter or digit and are "
-            f"skipped, the first is {stage.skipped[0]}"
+            f"{console.counted(len(stage.skipped), 'entry', 'entries')} of {', '.join(paths)} "
+            f"without letter or digit skipped, the first is {stage.skipped[0]}"
         )
     if not len(stage):
         raise DataError(f"{', '.join(paths)} holds no word to look for", hint="check --block")

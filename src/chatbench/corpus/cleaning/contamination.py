@@ -110,7 +110,8 @@ def against(paths: Sequence[str], said: Callable[[str], None] | None = None) -> 
     failed += [f"{failure.source}: {failure.reason}" for failure in refused]
     named = ", ".join(paths)
     if failed:
-        say(f"{len(failed)} records of {named} could not be read, the first is {failed[0]}")
+        records = console.counted(len(failed), "record")
+        say(f"{records} of {named} could not be read, the first is {failed[0]}")
     if stage.ignored:
         say(
             f"{stage.ignored} of {stage.items + stage.ignored} test items in {named} have fewer "

@@ -96,7 +96,7 @@ def _labelled(
         else:
             unused["other label"] += 1
     for reason, count in sorted(unused.items()):
-        console.notice(f"{count} rows not used: {reason}")
+        console.notice(f"{console.counted(count, 'row')} not used: {reason}")
     for label in [*bad, *([] if good is None else [good])]:
         if not met[label]:
             known = ", ".join(f"{name} ({count})" for name, count in met.most_common(12))

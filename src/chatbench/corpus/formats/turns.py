@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from chatbench.conversation import ROLES, Message, Role
+from chatbench.conversation import ROLES, Message, Role, read_weight
 
 _ROLE_NAMES: dict[str, tuple[str, ...]] = {
     "system": ("system", "developer", "系统"),
@@ -181,9 +181,7 @@ def _weight(number: int, entry: dict[str, Any], role: Role) -> int:
         weight = entry.get("loss_weight")
     if weight is None:
         return 1
-    if weight not in (0, 1):
-        raise ValueError(f"message {number} has weight {weight!r}, not 0 or 1")
-    return int(weight)
+    return read_weight(number, weight)
 
 
 def with_system(messages: Sequence[Message], system: object, tools: object = None) -> list[Message]:

@@ -148,7 +148,7 @@ def _heading(document: Document, tokens: Rendered, place: str) -> Text:
     learned = sum(1 for weight in tokens.weights if weight)
     parts = [
         f"{document.source} ({document.shape})",
-        f"{len(tokens.ids):,} tokens, {learned:,} learned",
+        f"{console.counted(len(tokens.ids), 'token')}, {learned:,} learned",
     ]
     if document.rejected is not None:
         parts.append("a rejected ending besides")

@@ -14,6 +14,7 @@ import msgspec
 from chatbench.corpus.chunks import ChunkWriter, content_sizes
 from chatbench.corpus.cleaning.refused import make_judge
 from chatbench.corpus.cleaning.stages import make_stages, tagged
+from chatbench.corpus.columns import columns_of, counted, tag_columns
 from chatbench.corpus.document import Document, Dropped, Failure, Record
 from chatbench.corpus.formats import parse_map, read_blob, sniff
 from chatbench.corpus.sources.blob import Blob, ReadOptions
@@ -42,7 +43,8 @@ class Tally(msgspec.Struct):
 
 
 class PartResult(msgspec.Struct):
-    """What a read part left behind; `counts` is by stage and kind, `examples` by reason."""
+    """What a read part left behind; `counts` is by stage and kind, `examples` by reason; `columns`:
+    in how many documents each says something, counted where tags are asked for."""
 
     chunks: list[str]
     sizes: list[int]
@@ -50,6 +52,7 @@ class PartResult(msgspec.Struct):
     sources: list[Tally]
     counts: dict[str, dict[str, int]]
     examples: dict[str, list[str]]
+    columns: dict[str, int] = {}
 
 
 def read_options(settings: PreprocessSettings) -> ReadOptions:
@@ -61,12 +64,6 @@ def read_options(settings: PreprocessSettings) -> ReadOptions:
     )  # fmt: skip
     sniff(b"", "", options)
     return options
-
-
-def tag_columns(settings: PreprocessSettings) -> list[str]:
-    """The columns that become control text, each once, in the order given."""
-    given = (c.strip() for entry in settings.tag_column for c in entry.split(","))
-    return list(dict.fromkeys(column for column in given if column))
 
 
 def dropped_row(document: Document, why: Dropped) -> dict[str, Any]:
@@ -158,10 +155,11 @@ class PartReader:
         self._settings = settings
         self._options = read_options(settings)
         self._stages = make_stages(settings, _unsaid)
-        self._tags = tag_columns(settings)
+        self._tags = tag_columns(settings.tag_column)
         self._refused = make_judge(settings)
         self._chunks = ChunkWriter(self._stem)
         self._counts: dict[str, Counter[str]] = {}
+        self._columns: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
         self._rejects = open(rejects_path(folder, number), "wb")  # noqa: SIM115
         self._sequence = 0
@@ -192,6 +190,7 @@ class PartReader:
             tallies,
             {stage: dict(counter) for stage, counter in self._counts.items()},
             self._examples,
+            counted(self._columns, self._tags),
         )
 
     def _read_slice(self, piece: Slice, tally: Tally) -> None:
@@ -252,6 +251,7 @@ class PartReader:
             ]
         digests = [document.digest() for document in documents]
         if self._tags:
+            self._columns += columns_of(documents)
             documents = [
                 tagged(document, self._tags, self._settings.tag_dropout, digest)
                 for document, digest in zip(documents, digests, strict=True)
