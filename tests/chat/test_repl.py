@@ -52,7 +52,7 @@ def talk(talker: Path) -> Iterator[Talk]:
 
     def start(*arguments: str, prompt: str = PROMPT, **more: str) -> pexpect.spawn:
         child = pexpect.spawn(
-            "sh", encoding="utf-8", timeout=30, dimensions=(24, 100), echo=False,
+            "sh", encoding="utf-8", timeout=120, dimensions=(24, 100), echo=False,
             env={**os.environ, "TERM": "xterm", "PS1": "", "PROMPT_TOOLKIT_NO_CPR": "1", **more},
         )  # fmt: skip
         children.append(child)

@@ -102,7 +102,7 @@ def test_a_list_has_comments_blank_lines_and_entries_that_cannot_be_used(tmp_pat
     stage = block([str(path)], said.append)
     assert len(stage) == 2
     assert len(said) == 1
-    assert "1 entries" in said[0]
+    assert "1 entry" in said[0]
     assert "🖕" in said[0]
 
 

@@ -148,7 +148,7 @@ def test_test_files_are_read_in_any_form_and_what_is_unused_is_said(tmp_path: Pa
     results, _ = stage([Document("f", text=t) for t in (ENGLISH_ITEM, CHINESE_ITEM, "tea 茶")])
     assert [isinstance(result, Dropped) for result in results] == [True, True, False]
     assert len(said) == 2
-    assert "1 records" in said[0]
+    assert "1 record" in said[0]
     assert "en.jsonl:2" in said[0]
     assert "1 of 3 test items" in said[1]
 

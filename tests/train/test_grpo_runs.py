@@ -195,13 +195,14 @@ def test_what_cannot_be_meant_is_refused(
 def test_a_wrong_reward_is_refused_before_any_work(
     tmp_path: Path, reward: list[str], told: str
 ) -> None:
-    """Not even whether there are a model and data is looked at."""
+    """Not even whether there is a model is looked at."""
+    (tmp_path / "no.jsonl").write_text('{"prompt": "Hi", "completion": "Hello"}\n')
     given = settings_of(tmp_path / "no-model", tmp_path / "no.jsonl", tmp_path / "run", 1,
                         reward=reward)  # fmt: skip
     given.tag_column = ["mode,语气"]
     with pytest.raises(UserError, match=told):
         finetune(given)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["no.jsonl"]
 
 
 def test_rewards_of_tags_are_those_of_the_data(sums: Path, tmp_path: Path) -> None:
