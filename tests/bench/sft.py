@@ -7,7 +7,7 @@ packing, checks, validation, checkpoints. The Trainer runs at several learning r
 best held-out loss counts; it pads its batches and saves nothing until the end.
 
 python tests/bench/sft.py -m MODEL -d CORPUS [--epochs 3] [--seq-len 256] [--batch-tokens N]
-    [--rows 16] [--rates 5e-4,1e-3,2e-3] [--clock cpu]
+    [--rows 16] [--rate R] [--rates 5e-4,1e-3,2e-3] [--clock cpu]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 from chatbench.corpus.shards import Corpus, TokenSplit, open_corpus
 from chatbench.model.folder import open_model
-from chatbench.settings import FinetuneSettings, TrainSettings
+from chatbench.settings import FinetuneSettings, OptimSettings, TrainSettings
 from chatbench.train.batches import held_out
 from chatbench.train.likelihood import Likelihood
 from chatbench.train.recipes import finetune
@@ -51,7 +51,7 @@ def ours(args: argparse.Namespace, corpus: Corpus, clock: Callable[[], float]) -
         run = finetune(
             FinetuneSettings(
                 model=args.model, data=[args.data], out=f"{folder}/run", device="cpu",
-                dtype="float32", train=train,
+                dtype="float32", train=train, optim=OptimSettings(learning_rate=args.rate),
             )
         )  # fmt: skip
         seconds = clock() - begun
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--batch-tokens", type=int, default=None)
     parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=None, help="of ours")
     parser.add_argument("--rates", default="5e-4,1e-3,2e-3")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="cpu")
     args = parser.parse_args()
